@@ -1,0 +1,5 @@
+"""`python -m cli` is `orderflow`."""
+
+from cli.main import main
+
+main()

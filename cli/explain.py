@@ -1,0 +1,82 @@
+"""`orderflow order explain`: one sentence on why an order stands where it does, and what happened to it."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from cli.output import Format, enum_name, show
+
+if TYPE_CHECKING:
+    from orderflow.orders.v1.order_history_pb2 import OrderHistoryEntry
+    from orderflow.orders.v1.order_pb2 import Order
+
+_DEAD_LETTER: Final = "DEAD_LETTER"
+_OF_STATUS: Final = {
+    "CREATED": "It is durable, and waits for the order processor, which checks it and holds its stock.",
+    "PAID": "It is paid: {total} were charged. Nothing more is due.",
+    "SHIPPED": "It is paid and was handed to the carrier.",
+    "COMPLETED": "It is delivered and done.",
+    "CANCELLED": "It was called off{reason}; its payment is {payment}.",
+    "EXPIRED": "It was not paid in time; its stock was given back.",
+    "REFUNDED": "It was paid back in full.",
+    "REJECTED": "The order processor refused it{reason}. Nothing was held or charged, and nothing more happens.",
+    "PAYMENT_FAILED": "The gateway declined the charge{reason}. Its stock was given back, and nothing more happens.",
+}
+
+
+def why(order: "Order", entries: Sequence["OrderHistoryEntry"]) -> str:
+    """Returns one sentence, or two: where the order stands, why, and what happens next."""
+    status, payment = enum_name(order, "status"), enum_name(order, "payment_status")
+    letters = [entry for entry in entries if entry.type == _DEAD_LETTER]
+    if status == "PROCESSING":
+        sentence = _waiting(order, payment, letters)
+    else:
+        sentence = _OF_STATUS.get(status, "It is {status}.").format(
+            status=status,
+            payment=payment or "NONE",
+            reason=f" ({order.failure_reason})" if order.failure_reason else "",
+            total=f"{order.total.currency_code} {order.total.amount_minor} in minor units",
+        )
+    if letters and status != "PROCESSING":
+        sentence += f" {len(letters)} of its records became dead letters: orderflow dlq list --order {order.order_id}."
+    return sentence
+
+
+def _waiting(order: "Order", payment: str, letters: Sequence["OrderHistoryEntry"]) -> str:
+    if letters:
+        last = letters[-1]
+        which = last.entry_id.removeprefix("dlq/")
+        cause = "the gateway cannot tell whether it charged" if payment == "UNKNOWN" else last.reason
+        return (
+            f"It waits for an operator: {last.source} gave up on it ({cause}). Look at it with orderflow dlq show "
+            f"{which}; once the cause is gone, orderflow dlq replay {which} goes on with it, and charges nobody twice."
+        )
+    until = order.expire_time.ToDatetime().isoformat(timespec="seconds") + "Z"
+    return (
+        "Its stock is held, and it waits for payment, which the payment processor tries by itself until it has an "
+        f"answer; if the gateway is away it goes on when that is back. It may stay unpaid until {until}."
+    )
+
+
+def show_explanation(
+    order: "Order",
+    entries: Sequence["OrderHistoryEntry"],
+    row: "Callable[[OrderHistoryEntry], dict[str, Any]]",
+    output: Format,
+) -> None:
+    """Prints the sentence, then the history."""
+    if output is Format.TABLE:
+        typer.echo(why(order, entries))
+        typer.echo()
+        show([row(entry) for entry in entries], output, empty="Nothing happened to it yet.")
+        return
+    from google.protobuf.json_format import MessageToDict
+
+    told = {
+        "explanation": why(order, entries),
+        "order": MessageToDict(order, preserving_proto_field_name=True),
+        "entries": [MessageToDict(entry, preserving_proto_field_name=True) for entry in entries],
+    }
+    typer.echo(json.dumps(told, indent=2 if output is Format.JSON else None))

@@ -1,0 +1,42 @@
+"""The `orderflow` command: one module per noun, imported when its command runs."""
+
+import importlib.metadata
+
+import typer
+
+from cli import db, dev, dlq, order, run, stock, topics
+from cli.output import fail_on_error
+
+app = typer.Typer(
+    name="orderflow",
+    help="Takes orders over gRPC and sees each one through on Apache Kafka.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(order.app, name="order")
+app.add_typer(run.app, name="run")
+app.add_typer(topics.app, name="topics")
+app.add_typer(db.app, name="db")
+app.add_typer(stock.app, name="stock")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(dev.app, name="dev")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(importlib.metadata.version("orderflow-server"))
+
+
+@app.command("settings")
+def show_settings() -> None:
+    """Print all settings as Markdown: docs/settings.md."""
+    from cli.settings_page import page
+
+    typer.echo(page(), nl=False)
+
+
+def main() -> None:
+    """Run the command; errors that a user can act on are one line and exit code 1."""
+    with fail_on_error():
+        app()

@@ -1,0 +1,295 @@
+"""The whole system on this machine: engines, stand-ins for the outside world, server and workers, each a child process.
+
+`orderflow dev` supervises it for people; the end-to-end tests start, kill and restart its parts.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import asyncpg
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from devstack import catalogue
+from devstack.errors import DevstackError
+from devstack.jars import ensure_jars
+from devstack.kafka import KafkaBroker
+from devstack.ports import LOOPBACK, free_ports, require_free
+from devstack.postgres import PostgresServer
+from devstack.process import ManagedProcess
+from messaging import topic_admin
+from settings import DatabaseSettings, KafkaSettings
+from storage import migrate
+
+WORKERS: Final = ("order-processor", "payment-processor", "notification-email", "notification-sms", "projector")
+ROLES: Final = ("server", *WORKERS)
+STAND_INS: Final = ("gateway", "mail")
+_ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
+_HEALTH_POLL_SECONDS: Final = 0.1
+_STOP_SECONDS: Final = 40.0
+
+Note = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """Every port of the system, all on loopback."""
+
+    kafka: int = 50092
+    kafka_controller: int = 50093
+    postgres: int = 50432
+    gateway: int = 50560
+    gateway_admin: int = 50561
+    mail: int = 50025
+    server: int = 50051
+    server_metrics: int = 9464
+    health: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {worker: 50052 + index for index, worker in enumerate(WORKERS)}
+    )
+    metrics: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {worker: 9465 + index for index, worker in enumerate(WORKERS)}
+    )
+
+    @classmethod
+    def chosen(cls) -> "Ports":
+        """Returns ports that are free at the moment."""
+        ports = free_ports(8 + 2 * len(WORKERS))
+        health = dict(zip(WORKERS, ports[8:], strict=False))
+        metrics = dict(zip(WORKERS, ports[8 + len(WORKERS) :], strict=True))
+        kafka, controller, postgres, gateway, admin, mail, server, server_metrics = ports[:8]
+        return cls(kafka, controller, postgres, gateway, admin, mail, server, server_metrics, health, metrics)
+
+    def require_free(self) -> None:
+        """Checks them all.
+
+        Raises:
+            DevstackError: one is in use; the text names it.
+        """
+        require_free(self.server, "gRPC", "--listen or ORDERFLOW_SERVER_LISTEN")
+        named = {
+            "Kafka": self.kafka,
+            "Kafka controller": self.kafka_controller,
+            "PostgreSQL": self.postgres,
+            "payment gateway": self.gateway,
+            "payment gateway's faults": self.gateway_admin,
+            "SMTP": self.mail,
+            "server metrics": self.server_metrics,
+            **{f"{worker} health": port for worker, port in self.health.items()},
+            **{f"{worker} metrics": port for worker, port in self.metrics.items()},
+        }
+        for purpose, port in named.items():
+            require_free(port, purpose, "--random-ports")
+
+
+class System:
+    """The system, with its data in one folder. Starting it again on the folder goes on where it ended."""
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        ports: Ports,
+        *,
+        settings: dict[str, str] | None = None,
+        note: Note = lambda _: None,
+    ) -> None:
+        """`settings` are ORDERFLOW_* variables beside the system's own; `note` is told of each slow step."""
+        self.directory = directory.absolute()
+        self.ports = ports
+        self._settings = settings or {}
+        self._note = note
+        self.kafka: KafkaBroker | None = None
+        self.postgres = PostgresServer(self.directory / "postgres", ports.postgres)
+        self.processes: dict[str, ManagedProcess] = {}
+
+    # -- addresses ---------------------------------------------------------------------------------------------------
+
+    @property
+    def server_address(self) -> str:
+        """Where callers call."""
+        return f"{LOOPBACK}:{self.ports.server}"
+
+    @property
+    def mail_folder(self) -> pathlib.Path:
+        """Where e-mail and text messages go."""
+        return self.directory / "mail"
+
+    @property
+    def gateway_journal(self) -> pathlib.Path:
+        """The simulated gateway's own ledger: one JSON line for each execution, flushed before each reply."""
+        return self.directory / "gateway" / "journal.jsonl"
+
+    def health_address(self, role: str) -> str:
+        """Where a role answers the gRPC health probe."""
+        return self.server_address if role == "server" else f"{LOOPBACK}:{self.ports.health[role]}"
+
+    def metrics_address(self, role: str) -> str:
+        """Where a role serves /metrics."""
+        return f"{LOOPBACK}:{self.ports.server_metrics if role == 'server' else self.ports.metrics[role]}"
+
+    def environment(self, role: str | None = None) -> dict[str, str]:
+        """Returns the ORDERFLOW_* settings of the system, and of a role if given."""
+        environment = {
+            **self._settings,
+            "ORDERFLOW_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{self.ports.kafka}",
+            "ORDERFLOW_DATABASE_URL": self.postgres.dsn,
+            "ORDERFLOW_SERVER_LISTEN": self.server_address,
+            "ORDERFLOW_SERVER_METRICS_LISTEN": self.metrics_address("server"),
+            "ORDERFLOW_GATEWAY_KIND": "remote",
+            "ORDERFLOW_GATEWAY_URL": f"http://{LOOPBACK}:{self.ports.gateway}",
+            "ORDERFLOW_EMAIL_HOST": LOOPBACK,
+            "ORDERFLOW_EMAIL_PORT": str(self.ports.mail),
+            "ORDERFLOW_SMS_FOLDER": str(self.mail_folder),
+        }
+        if role in WORKERS:
+            environment["ORDERFLOW_WORKER_HEALTH_LISTEN"] = self.health_address(role)
+            environment["ORDERFLOW_WORKER_METRICS_LISTEN"] = self.metrics_address(role)
+        return environment
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts everything and waits until all of it is healthy.
+
+        Raises:
+            DevstackError: a part did not start; the text says which, and shows the end of its log.
+        """
+        self.ports.require_free()
+        await self.launch_engines()
+        for stand_in in STAND_INS:
+            self.start_stand_in(stand_in)
+        for role in ROLES:
+            self.start_role(role)  # they wait by themselves for what is not there yet
+        await self.wait_engines()
+        await self.set_up()
+        await self.wait_healthy(ROLES)
+
+    async def launch_engines(self) -> None:
+        """Starts Kafka and PostgreSQL."""
+        self.mail_folder.mkdir(parents=True, exist_ok=True)
+        classpath = await asyncio.to_thread(ensure_jars, None, self._note_jar)
+        self._note("starting Kafka and PostgreSQL")
+        self.kafka = KafkaBroker(
+            self.directory / "kafka", self.ports.kafka, self.ports.kafka_controller, classpath=classpath
+        )
+        self.kafka.start()
+        self.postgres.start()
+
+    async def wait_engines(self) -> None:
+        """Waits until Kafka and PostgreSQL answer."""
+        assert self.kafka is not None
+        await asyncio.gather(self.kafka.wait_ready(), self.postgres.wait_ready())
+
+    def _note_jar(self, done: int, total: int, name: str) -> None:
+        self._note(f"fetching Kafka, once: {done} of {total} files ({name})")
+
+    async def set_up(self) -> None:
+        """Creates the topics, migrates the database and seeds the catalogue."""
+        self._note("creating topics, migrating the database")
+        kafka, database = self._connections()
+        remaining, _ = await asyncio.gather(topic_admin.apply(kafka), migrate.migrate(database))
+        if remaining:
+            raise DevstackError(f"the topics are not as they should be: {remaining}; `orderflow dev reset` starts anew")
+        await catalogue.seed(database)
+
+    def _connections(self) -> tuple[KafkaSettings, DatabaseSettings]:
+        environment = self.environment()
+        kafka = {
+            name.removeprefix("ORDERFLOW_KAFKA_").lower(): value
+            for name, value in environment.items()
+            if name.startswith("ORDERFLOW_KAFKA_")
+        }
+        return (
+            KafkaSettings.model_validate(kafka),
+            DatabaseSettings.model_validate({"url": environment["ORDERFLOW_DATABASE_URL"]}),
+        )
+
+    def start_stand_in(self, name: str) -> None:
+        """Starts one of STAND_INS. The gateway's journal and the mail are kept."""
+        if name == "mail":
+            arguments = ["--port", str(self.ports.mail), "--folder", str(self.mail_folder)]
+        else:
+            self.gateway_journal.parent.mkdir(parents=True, exist_ok=True)
+            arguments = ["--port", str(self.ports.gateway), "--admin-port", str(self.ports.gateway_admin)]
+            arguments += ["--journal", str(self.gateway_journal)]
+        self._spawn(name, ["-m", f"devstack.{name}", *arguments])
+
+    def start_role(self, role: str, settings: dict[str, str] | None = None) -> None:
+        """Starts the server or a worker, with settings of its own if given."""
+        self._spawn(role, ["-m", "cli", "run", role], {**self.environment(role), **(settings or {})})
+
+    def start_another(self, role: str, name: str, settings: dict[str, str]) -> None:
+        """Starts one more of a role, under a name and with addresses of its own."""
+        self._spawn(name, ["-m", "cli", "run", role], {**self.environment(role), **settings})
+
+    def _spawn(self, name: str, arguments: list[str], settings: dict[str, str] | None = None) -> None:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("ORDERFLOW_")}
+        python_path = os.pathsep.join([str(_ROOT), str(_ROOT / "generated"), str(_ROOT / "clients")])
+        logs = {key: value for key, value in os.environ.items() if key.startswith("ORDERFLOW_LOG_")}
+        process = ManagedProcess(
+            name,
+            [sys.executable, *arguments],
+            self.directory / "logs" / f"{name}.log",
+            {**inherited, "PYTHONPATH": python_path, **logs, **(settings or {})},
+            pid_file=self.directory / "logs" / f"{name}.pid",
+        )
+        process.start()
+        self.processes[name] = process
+
+    async def wait_healthy(self, roles: Iterable[str], *, deadline_seconds: float = 60.0) -> None:
+        """Waits until every role answers SERVING.
+
+        Raises:
+            DevstackError: one ended, or did not become healthy in time.
+        """
+        self._note("waiting until all are healthy")
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await asyncio.gather(*(self._wait_healthy(role) for role in roles))
+        except TimeoutError:
+            unhealthy = [role for role in roles if not await is_serving(self.health_address(role))]
+            raise DevstackError(
+                f"{', '.join(unhealthy)} not healthy within {deadline_seconds:.0f} s; see {self.directory}/logs"
+            ) from None
+
+    async def _wait_healthy(self, role: str) -> None:
+        while not await is_serving(self.health_address(role)):
+            if not self.processes[role].running:
+                raise self.processes[role].died()
+            await asyncio.sleep(_HEALTH_POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """Ends everything in order: server, workers (they drain), stand-ins, engines."""
+        await self.stop_role("server")
+        await asyncio.gather(*(self.stop_role(worker) for worker in WORKERS))
+        await asyncio.gather(*(self.stop_role(stand_in) for stand_in in STAND_INS))
+        await asyncio.gather(self.kafka.stop() if self.kafka else asyncio.sleep(0), self.postgres.stop())
+
+    async def stop_role(self, name: str) -> None:
+        """Ends a role or a stand-in with SIGTERM, and waits until it has drained."""
+        process = self.processes.pop(name, None)
+        if process is not None:
+            await process.stop(_STOP_SECONDS)
+
+    async def count(self, query: str) -> int:
+        """Returns the number that a query answers: what tests and people look up directly."""
+        connection = await asyncpg.connect(self.postgres.dsn, timeout=5)
+        try:
+            return int(await connection.fetchval(query))
+        finally:
+            await connection.close(timeout=5)
+
+
+async def is_serving(address: str, service: str = "") -> bool:
+    """Asks the standard gRPC health service once, as the health probe does."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async with grpc.aio.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    return False

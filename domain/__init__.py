@@ -1,0 +1,1 @@
+"""The rules of an order, without I/O: state table, money, validation, identifiers, kinds of failure."""

@@ -1,0 +1,98 @@
+"""Makes the events. Each is built from the order as it stands, never from the record that led to it."""
+
+import datetime
+
+from domain.identifiers import caused_event_id, created_event_id
+from domain.orders import is_lifecycle
+from domain.records import Delivery
+from orderflow.events.v1.order_event_pb2 import (
+    EventMetadata,
+    NotificationFailedDetails,
+    NotificationSentDetails,
+    OrderCreatedDetails,
+    OrderEvent,
+    OrderEventType,
+    OrderPaidDetails,
+    OrderRejectedDetails,
+    PaymentFailedDetails,
+)
+from orderflow.orders.v1.order_pb2 import NotificationChannel, Order
+
+
+def order_created(order: Order, *, details: OrderCreatedDetails, correlation_id: str) -> OrderEvent:
+    """Returns the ORDER_CREATED of a new order."""
+    return OrderEvent(
+        event_id=created_event_id(order.order_id),
+        type=OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED,
+        order=order,
+        revision=order.revision,
+        occur_time=order.create_time,
+        metadata=EventMetadata(correlation_id=correlation_id, source="server", attempt=1, caller=details.caller),
+        order_created=details,
+    )
+
+
+def order_processing(cause: Delivery, order: Order) -> OrderEvent:
+    """Returns the ORDER_PROCESSING that follows from an ORDER_CREATED."""
+    return _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING, order)
+
+
+def order_rejected(cause: Delivery, order: Order, details: OrderRejectedDetails) -> OrderEvent:
+    """Returns the ORDER_REJECTED that follows from an ORDER_CREATED."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED, order)
+    event.order_rejected.CopyFrom(details)
+    return event
+
+
+def order_paid(cause: Delivery, order: Order, details: OrderPaidDetails) -> OrderEvent:
+    """Returns the ORDER_PAID that follows from an ORDER_PROCESSING."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID, order)
+    event.order_paid.CopyFrom(details)
+    return event
+
+
+def payment_failed(cause: Delivery, order: Order, details: PaymentFailedDetails) -> OrderEvent:
+    """Returns the PAYMENT_FAILED that follows from an ORDER_PROCESSING."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED, order)
+    event.payment_failed.CopyFrom(details)
+    return event
+
+
+def notification_sent(cause: Delivery, details: NotificationSentDetails, *, now: datetime.datetime) -> OrderEvent:
+    """Returns the NOTIFICATION_SENT that tells of a message about the cause."""
+    event = _notification(cause, OrderEventType.ORDER_EVENT_TYPE_NOTIFICATION_SENT, details.channel, now)
+    event.notification_sent.CopyFrom(details)
+    return event
+
+
+def notification_failed(cause: Delivery, details: NotificationFailedDetails, *, now: datetime.datetime) -> OrderEvent:
+    """Returns the NOTIFICATION_FAILED that tells why there is no message about the cause."""
+    event = _notification(cause, OrderEventType.ORDER_EVENT_TYPE_NOTIFICATION_FAILED, details.channel, now)
+    event.notification_failed.CopyFrom(details)
+    return event
+
+
+def _following(cause: Delivery, event_type: OrderEventType, order: Order, discriminator: str = "") -> OrderEvent:
+    return OrderEvent(
+        event_id=caused_event_id(cause.event.event_id, event_type, discriminator),
+        type=event_type,
+        order=order,
+        revision=order.revision if is_lifecycle(event_type) else 0,
+        occur_time=order.update_time,
+        metadata=EventMetadata(
+            correlation_id=cause.event.metadata.correlation_id,
+            causation_id=cause.event.event_id,
+            source=cause.group,
+            attempt=cause.attempt,
+            caller=cause.event.metadata.caller,
+        ),
+    )
+
+
+def _notification(
+    cause: Delivery, event_type: OrderEventType, channel: NotificationChannel, now: datetime.datetime
+) -> OrderEvent:
+    # One cause has one notification per channel, so the channel tells them apart.
+    event = _following(cause, event_type, cause.event.order, NotificationChannel.Name(channel))
+    event.occur_time.FromDatetime(now)
+    return event

@@ -1,0 +1,62 @@
+"""Money: integers in a currency's minor unit, never a float."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from orderflow.orders.v1.order_pb2 import LineItem, Money
+
+MAX_AMOUNT_MINOR: Final = 10**15
+"""Largest amount that is accepted anywhere, so that no sum comes near the limit of 64 bits."""
+
+# ISO 4217: the currencies whose minor unit is not a hundredth, and all the others.
+_EXPONENTS: Final = {
+    **dict.fromkeys("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF".split(), 0),
+    **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3),
+    **dict.fromkeys(("CLF", "UYW"), 4),
+    **dict.fromkeys(
+        (
+            "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CNY "
+            "COP CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF "
+            "IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR "
+            "MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG "
+            "SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD UYU UZS VED VES "
+            "WST XCD XCG YER ZAR ZMW ZWG "
+        ).split(),
+        2,
+    ),
+}
+
+
+class CurrencyMismatchError(ValueError):
+    """Amounts of different currencies cannot be added."""
+
+
+def is_currency(code: str) -> bool:
+    """Tells whether `code` is an ISO 4217 code that money can be charged in."""
+    return code in _EXPONENTS
+
+
+def total_of(items: Iterable[LineItem]) -> Money:
+    """Returns the sum of quantity times unit price.
+
+    Raises:
+        CurrencyMismatchError: the lines are not all in one currency, or there is no line.
+    """
+    currency, amount = "", 0
+    for item in items:
+        if currency and item.unit_price.currency_code != currency:
+            raise CurrencyMismatchError(f"{item.unit_price.currency_code} among lines in {currency}")
+        currency = item.unit_price.currency_code
+        amount += item.quantity * item.unit_price.amount_minor
+    if not currency:
+        raise CurrencyMismatchError("no line, so no currency")
+    return Money(currency_code=currency, amount_minor=amount)
+
+
+def format_amount(money: Money) -> str:
+    """Returns the amount for people, for example `39.98 EUR` or `500 JPY`."""
+    exponent = _EXPONENTS.get(money.currency_code, 2)
+    sign, digits = "-" if money.amount_minor < 0 else "", str(abs(money.amount_minor)).rjust(exponent + 1, "0")
+    if exponent:
+        digits = f"{digits[:-exponent]}.{digits[-exponent:]}"
+    return f"{sign}{digits} {money.currency_code}"

@@ -1,0 +1,30 @@
+"""What a worker is handed: an event, and where its record stands."""
+
+import dataclasses
+from collections.abc import Callable
+
+from orderflow.events.v1.order_event_pb2 import OrderEvent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Coordinates:
+    """Where a record stands on Kafka. A replay has the same coordinates, a copy has others (semantics 13)."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event to handle.
+
+    `attempt` counts from 1. `is_owned` tells whether this process still owns the record's partition: a check right
+    before something that cannot be taken back, not a guarantee.
+    """
+
+    event: OrderEvent
+    group: str
+    coordinates: Coordinates
+    attempt: int = 1
+    is_owned: Callable[[], bool] = lambda: True

@@ -1,0 +1,129 @@
+"""What a valid order is. The ingress refuses with it, and the order processor checks what comes from Kafka with it."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from domain.money import MAX_AMOUNT_MINOR, is_currency
+from orderflow.events.v1.order_event_pb2 import OrderEvent
+from orderflow.orders.v1.order_pb2 import LineItem, NotificationChannel, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
+
+MAX_ITEMS: Final = 100
+MAX_QUANTITY: Final = 10_000
+MAX_LABELS: Final = 32
+_CHANNELS: Final = set(NotificationChannel.values()) - {NotificationChannel.NOTIFICATION_CHANNEL_UNSPECIFIED}
+_SKU: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_YEAR_10000: Final = 253_402_300_800  # in seconds since 1970
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+_PHONE: Final = re.compile(r"\+[1-9][0-9]{6,14}")
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
+# C0 and C1 controls, line and paragraph separators, and the code points that change the direction of text.
+_UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """What is wrong with one field. `field` is its path in the request; the description never repeats the input."""
+
+    field: str
+    description: str
+
+
+def violations_of(request: CreateOrderRequest | Order) -> list[Violation]:
+    """Returns everything that is wrong with the order asked for, in field order; empty if it is valid."""
+    return list(_violations(request))
+
+
+def unstorable(event: OrderEvent) -> str | None:
+    """Tells what of an event from Kafka neither PostgreSQL nor a calendar can hold; None if all of it can be stored.
+
+    Only a forger writes such events, and each would stop its readers at the same place for ever.
+    """
+    order = event.order
+    for time in (event.occur_time, order.create_time, order.update_time, order.expire_time):
+        if not 0 <= time.seconds < _YEAR_10000 or not 0 <= time.nanos < 10**9:
+            return "a time is not between 1970 and 9999"
+    if event.revision < 0 or order.revision < 0:
+        return "a revision is negative"
+    texts = (order.user_id, event.metadata.caller, event.order_created.caller, event.order_created.request_id)
+    if any("\x00" in text for text in (*texts, order.failure_reason, *(item.sku for item in order.items))):
+        return "a text has a NUL"
+    return None
+
+
+def has_unknown_status(event: OrderEvent) -> bool:
+    """Whether the event's order has a status that this version does not know: a newer one may."""
+    order = event.order
+    return order.status not in OrderStatus.values() or order.payment_status not in PaymentStatus.values()
+
+
+def _violations(request: CreateOrderRequest | Order) -> Iterator[Violation]:
+    if isinstance(request, CreateOrderRequest) and request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
+        yield Violation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
+    yield from _text("user_id", request.user_id, most=128, required=True)
+    if not request.email and not request.phone:
+        yield Violation("email", "email or phone must be set: the customer is told about the order")
+    if request.email and (len(request.email) > 254 or not _EMAIL.fullmatch(request.email)):
+        yield Violation("email", "must be an e-mail address of at most 254 characters")
+    if request.phone and not _PHONE.fullmatch(request.phone):
+        yield Violation("phone", "must be an E.164 number such as +491701234567")
+    yield from _items(request)
+    yield from _text("payment_method", request.payment_method, most=128, required=True)
+    if len(request.labels) > MAX_LABELS:
+        yield Violation("labels", f"must have at most {MAX_LABELS} entries")
+    for key, value in sorted(request.labels.items())[:MAX_LABELS]:
+        if not 1 <= len(key) <= 63 or _UNSAFE.search(key) or len(value) > 255 or _UNSAFE.search(value):
+            yield Violation(
+                "labels", "keys must have 1 to 63, values at most 255 characters, none of them a control character"
+            )
+            break
+    yield from _text("external_reference", request.external_reference, most=128)
+    if request.language and not _LANGUAGE.fullmatch(request.language):
+        yield Violation("language", "must be a BCP 47 tag such as en or de-AT")
+    muted = set(request.muted_channels)
+    if len(muted) != len(request.muted_channels) or not muted <= _CHANNELS:
+        yield Violation("muted_channels", "must name known channels, each at most once")
+
+
+def _items(request: CreateOrderRequest | Order) -> Iterator[Violation]:
+    if not 1 <= len(request.items) <= MAX_ITEMS:
+        yield Violation("items", f"must have 1 to {MAX_ITEMS} lines")
+        return
+    seen: set[str] = set()
+    total = 0
+    for index, item in enumerate(request.items):
+        yield from _item(f"items[{index}]", item)
+        if item.sku in seen:
+            yield Violation(f"items[{index}].sku", "stands in an earlier line; add up the quantities")
+        seen.add(item.sku)
+        if item.unit_price.currency_code != request.items[0].unit_price.currency_code:
+            yield Violation(f"items[{index}].unit_price.currency_code", "must be the currency of the first line")
+        total += item.quantity * item.unit_price.amount_minor
+    if not 1 <= total <= MAX_AMOUNT_MINOR:
+        yield Violation("items", f"must add up to 1 to {MAX_AMOUNT_MINOR} minor units")
+
+
+def _item(path: str, item: LineItem) -> Iterator[Violation]:
+    if not _SKU.fullmatch(item.sku):
+        yield Violation(f"{path}.sku", "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
+    if not 1 <= item.quantity <= MAX_QUANTITY:
+        yield Violation(f"{path}.quantity", f"must be 1 to {MAX_QUANTITY}")
+    if not item.HasField("unit_price"):
+        yield Violation(f"{path}.unit_price", "must be set")
+        return
+    if not is_currency(item.unit_price.currency_code):
+        yield Violation(f"{path}.unit_price.currency_code", "must be an ISO 4217 code such as EUR")
+    if not 0 <= item.unit_price.amount_minor <= MAX_AMOUNT_MINOR:
+        yield Violation(f"{path}.unit_price.amount_minor", f"must be 0 to {MAX_AMOUNT_MINOR}")
+
+
+def _text(field: str, value: str, *, most: int, required: bool = False) -> Iterator[Violation]:
+    if required and not value:
+        yield Violation(field, "must be set")
+    if len(value) > most:
+        yield Violation(field, f"must have at most {most} characters")
+    if _UNSAFE.search(value):
+        yield Violation(field, "must not have control or direction-changing characters")

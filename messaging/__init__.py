@@ -1,0 +1,1 @@
+"""All Kafka: topic catalogue, event envelope, publisher, the worker runtime, dead letters."""

@@ -1,0 +1,89 @@
+"""The envelope: an OrderEvent as a Kafka record, and back.
+
+The key is the order id, the value the serialized event, the headers CloudEvents in Kafka's binary mode
+(https://github.com/cloudevents/spec, "Kafka Protocol Binding") and the W3C trace context.
+"""
+
+import dataclasses
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from domain.failures import Permanent, Transient
+from domain.identifiers import is_canonical_uuid
+from domain.validation import has_unknown_status, unstorable
+from messaging.topics import Topic, topic_of
+from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
+from telemetry import tracing
+
+Header = tuple[str, bytes | None]
+
+_PREFIX: Final = "ORDER_EVENT_TYPE_"
+_NAMES: Final = {number: name.removeprefix(_PREFIX) for name, number in OrderEventType.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutgoingRecord:
+    """A record to be written: to the topic's partition that the key hashes to."""
+
+    topic: Topic
+    key: bytes | None
+    value: bytes | None
+    headers: list[Header]
+
+
+def type_name(event_type: OrderEventType) -> str:
+    """Returns the type as `ce_type` spells it, for example `ORDER_CREATED`."""
+    return _NAMES.get(event_type, str(int(event_type)))
+
+
+def type_header(record: OutgoingRecord) -> str:
+    """Returns the `ce_type` of a record that `encode` made."""
+    return next((value or b"").decode() for name, value in record.headers if name == "ce_type")
+
+
+def encode(event: OrderEvent) -> OutgoingRecord:
+    """Returns the event as a record, with the current trace context."""
+    order_id = event.order.order_id.encode()
+    headers: list[Header] = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event.event_id.encode()),
+        ("ce_source", f"/orderflow/{event.metadata.source}".encode()),
+        ("ce_type", type_name(event.type).encode()),
+        ("ce_time", event.occur_time.ToJsonString().encode()),
+        ("ce_subject", order_id),
+        ("content-type", b"application/protobuf"),
+    ]
+    return OutgoingRecord(topic_of(event.type), order_id, event.SerializeToString(), tracing.inject(headers))
+
+
+def decode(topic: str, key: bytes | None, value: bytes | None) -> OrderEvent:
+    """Returns the event of a record. Kafka is a border: what does not fit the contract is refused.
+
+    Raises:
+        Permanent: the record can never be read: `UNDECODABLE` or `INVALID_EVENT`.
+        Transient: `UNKNOWN_EVENT_TYPE` or `UNKNOWN_STATUS`: a newer producer may be out already, a newer worker too.
+    """
+    if not value:
+        raise Permanent("UNDECODABLE", "the record has no value")
+    try:
+        event = OrderEvent.FromString(value)
+    except DecodeError:
+        raise Permanent("UNDECODABLE", "the value is not an orderflow.events.v1.OrderEvent") from None
+    if not is_canonical_uuid(event.event_id):
+        raise Permanent("INVALID_EVENT", "event_id is not a lower-case UUID")
+    if not is_canonical_uuid(event.order.order_id):
+        raise Permanent("INVALID_EVENT", "order.order_id is not a lower-case UUID")
+    if key != event.order.order_id.encode():
+        raise Permanent("INVALID_EVENT", "the record's key is not its order's id")
+    if event.type == OrderEventType.ORDER_EVENT_TYPE_UNSPECIFIED:
+        raise Permanent("INVALID_EVENT", "type is not set")
+    if event.type not in _NAMES:
+        raise Transient("UNKNOWN_EVENT_TYPE", f"type {int(event.type)} is not known to this version")
+    if has_unknown_status(event):
+        raise Transient("UNKNOWN_STATUS", "a status of the order is not known to this version")
+    if (problem := unstorable(event)) is not None:
+        raise Permanent("INVALID_EVENT", problem)
+    if topic_of(event.type).name != topic:
+        raise Permanent("INVALID_EVENT", f"{type_name(event.type)} does not belong on this topic")
+    return event

@@ -1,0 +1,256 @@
+"""The projector's runtime: its offsets live in the database, in the same transaction as the rows they stand for.
+
+Invariants (semantics 32):
+- A batch is written together with the position it leads to, and only if the position is where the batch began: a
+  process that lost the partition writes nothing.
+- The position kept is the consumer's, past transaction markers, not the last offset plus one.
+- A record that cannot be read is recorded in the database and passed; nothing is written to Kafka.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+
+import fault_points
+from domain.failures import DependencyDown, Failure
+from domain.projection import PositionMoved, ProjectionBatch
+from domain.records import Coordinates
+from messaging import aiokafka_internals, clients, dead_letters, envelope, retry
+from messaging.partition import GroupOffsetLostError
+from messaging.topics import DEAD_LETTERS, Topic
+from orderflow.events.v1.dead_letter_pb2 import DeadLetter
+from settings import KafkaSettings
+from telemetry import logs, metrics
+
+log = logs.get()
+
+_POLL_MS: Final = 200
+_MOST_RECORDS: Final = 2_000
+_RETRY_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 1.0
+
+
+class ReadModel(Protocol):
+    """Where batches go. Every method raises DependencyDown when it is away."""
+
+    async def apply(self, batch: ProjectionBatch) -> None:
+        """Writes the batch and moves the position. Raises PositionMoved if it is not where the batch begins."""
+        ...
+
+    async def position(self, topic: str, partition: int) -> int | None:
+        """Returns where the next batch begins; None if the partition was never read."""
+        ...
+
+    async def begin(self, topic: str, partition: int, position: int) -> None:
+        """Records the first position of a partition that was never read."""
+        ...
+
+
+class ProjectionRuntime:
+    """Runs the projector in this process. `run` returns when told to stop and raises on a fatal error."""
+
+    def __init__(
+        self,
+        *,
+        group: str,
+        reads: Sequence[Topic],
+        read_model: ReadModel,
+        kafka: KafkaSettings,
+        client_id: str,
+    ) -> None:
+        """Connects nothing."""
+        self._group = group
+        self._reads = reads
+        self._read_model = read_model
+        self._kafka = kafka
+        self._client_id = client_id
+        self._positions: dict[TopicPartition, int] = {}
+        self._written: dict[TopicPartition, float] = {}
+        self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._down = False
+        self._joined = False
+        self._assignment = 0
+
+    @property
+    def registers(self) -> tuple[Topic, ...]:
+        """None: the offsets live in the database."""
+        return ()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the projector can make progress."""
+        return self._joined and not self._down
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Projects until `stop` is set.
+
+        Raises:
+            GroupOffsetLostError: the topic no longer holds what comes next: records would be lost silently.
+            KafkaError: one that does not pass by itself.
+        """
+        consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._group)
+        try:
+            while not stop.is_set():
+                try:
+                    await consumer.start()
+                    break
+                except KafkaError as error:
+                    log.warning("worker.waiting", worker=self._group, waits_for="kafka", error=repr(error))
+                    await aiokafka_internals.discard_consumer(consumer, seconds=2)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._group)
+            if not stop.is_set():
+                consumer.subscribe([topic.name for topic in self._reads], listener=_Rebalances(self, consumer))
+            while not stop.is_set():
+                await self._poll(consumer)
+        finally:
+            self._joined = False
+            self.revoke()
+            await aiokafka_internals.discard_consumer(consumer, seconds=5)
+
+    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
+        for task in self._opening.values():
+            if task.done():
+                task.result()
+        try:
+            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("worker.poll.failed", worker=self._group, error=repr(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        assignment = self._assignment
+        for partition in list(self._positions):
+            if assignment != self._assignment or partition not in self._positions:
+                continue  # a rebalance came while a batch was written: what was fetched before it comes again
+            records = fetched.get(partition, ())
+            position: int = await consumer.position(partition)  # does not wait: the partition has one
+            idle = asyncio.get_running_loop().time() - self._written.get(partition, 0.0) > _IDLE_SECONDS
+            if records or (idle and position > self._positions[partition]):
+                await self._write(consumer, partition, self._read(partition, records, position))
+
+    def _read(self, partition: TopicPartition, records: Sequence[ConsumerRecord], position: int) -> ProjectionBatch:
+        batch = ProjectionBatch(partition.topic, partition.partition, self._positions[partition], position)
+        for record in records:
+            metrics.CONSUMED.labels(record.topic, self._group).inc()
+            at = Coordinates(record.topic, record.partition, record.offset)
+            if record.topic == DEAD_LETTERS.name:
+                batch.dead_letters.append((at, dead_letters.parse(record)))
+                continue
+            try:
+                batch.events.append((at, envelope.decode(record.topic, record.key, record.value)))
+            except Failure as failure:
+                log.warning("projector.record.recorded", **dataclasses.asdict(at), error_class=failure.error_class)
+                metrics.DEAD_LETTERS.labels(self._group, failure.error_class).inc()
+                batch.failures.append((at, _failed(record, self._group, failure)))
+        return batch
+
+    async def _write(self, consumer: AIOKafkaConsumer, partition: TopicPartition, batch: ProjectionBatch) -> None:
+        started = time.perf_counter()
+        try:
+            await self._read_model.apply(batch)
+            if batch.events:
+                fault_points.reached("W12")
+        except DependencyDown as down:
+            if not self._down:
+                self._down = True
+                log.warning("worker.dependency.down", group=self._group, dependency=down.dependency, error=str(down))
+            self._reopen(consumer, partition)
+            return
+        except PositionMoved:
+            log.warning("projector.position.moved", topic=batch.topic, partition=batch.partition)
+            self._reopen(consumer, partition)
+            return
+        if partition in self._positions:  # a rebalance may have taken it meanwhile
+            self._positions[partition] = batch.ends
+            self._written[partition] = asyncio.get_running_loop().time()
+        metrics.PROCESS_DURATION.labels(batch.topic, self._group, "").observe(time.perf_counter() - started)
+        metrics.LAST_PROGRESS.labels(self._group).set_to_current_time()
+        if batch.events:
+            occurred = batch.events[-1][1].occur_time.ToDatetime(datetime.UTC)
+            metrics.PROJECTION_LAG.set((datetime.datetime.now(datetime.UTC) - occurred).total_seconds())
+
+    def assign(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
+        """Opens each partition in a task of its own. Must not await: no heartbeat is sent meanwhile."""
+        self._joined = True
+        self._assignment += 1
+        metrics.REBALANCES.labels(self._group).inc()
+        for partition in partitions:
+            self._reopen(consumer, partition)
+
+    def revoke(self) -> None:
+        """Forgets all partitions. What is being written is guarded by its expected position."""
+        for task in self._opening.values():
+            task.cancel()
+        self._opening.clear()
+        self._positions.clear()
+
+    def _reopen(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        self._positions.pop(partition, None)
+        if partition not in consumer.assignment():
+            return
+        consumer.pause(partition)
+        consumer.seek(partition, 0)  # a placeholder, so that aiokafka looks for no offset by itself
+        if (earlier := self._opening.pop(partition, None)) is not None:
+            earlier.cancel()
+        self._opening[partition] = asyncio.create_task(self._open(consumer, partition))
+
+    async def _open(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        while True:
+            try:
+                position = await self._read_model.position(partition.topic, partition.partition)
+                async with asyncio.timeout(30):
+                    first = (await consumer.beginning_offsets([partition]))[partition]
+                    last = (await consumer.end_offsets([partition]))[partition]
+                if position is None:
+                    await self._read_model.begin(partition.topic, partition.partition, first)
+                    continue
+                break
+            except (DependencyDown, KafkaError, TimeoutError) as error:
+                if isinstance(error, KafkaError) and not error.retriable:
+                    raise
+                log.info("worker.waiting", worker=self._group, waits_for=repr(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+        if not first <= position <= last:
+            raise GroupOffsetLostError(
+                f"{self._group} stands at {position} of {partition.topic}-{partition.partition}, which holds {first} "
+                f"to {last}; see docs/operations.md"
+            )
+        with contextlib.suppress(KafkaError):  # the assignment may be gone: then another process opens it
+            consumer.seek(partition, position)
+            self._positions[partition] = position
+            self._down = False
+            consumer.resume(partition)
+
+
+def _failed(record: ConsumerRecord, group: str, failure: Failure) -> DeadLetter:
+    """Returns the failure as a dead letter; it has the same shape, and stands in the database instead of on dlq."""
+    past = retry.Provenance(
+        Coordinates(record.topic, record.partition, record.offset),
+        record.timestamp,
+        attempts=1,
+        first_failure=datetime.datetime.now(datetime.UTC),
+    )
+    outgoing = dead_letters.dead_letter(record, past=past, group=group, failure=failure)
+    return dead_letters.parse(dataclasses.replace(record, headers=tuple(outgoing.headers)))
+
+
+class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, runtime: ProjectionRuntime, consumer: AIOKafkaConsumer) -> None:
+        self._runtime = runtime
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, _: Iterable[TopicPartition]) -> None:
+        self._runtime.revoke()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._runtime.assign(self._consumer, assigned)

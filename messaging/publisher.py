@@ -1,0 +1,193 @@
+"""The ingress's producer: a record is durable, or not handed over, or of unknown outcome. Never a hang."""
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+
+from messaging import aiokafka_internals, clients
+from messaging.envelope import OutgoingRecord
+from settings import KafkaSettings
+from telemetry import logs, metrics
+
+log = logs.get()
+
+_RETRY_SECONDS: Final = 0.5
+_START_SECONDS: Final = 10.0
+_FLUSH_SECONDS: Final = 5.0
+_REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
+_MOST_WAITING_BYTES: Final = 64 * 1024 * 1024
+
+
+class NotHandedOver(Exception):
+    """Nothing was given to Kafka, or Kafka refused it: the record does not exist and never will."""
+
+
+class TooManyWaiting(NotHandedOver):
+    """As many records as may wait for Kafka do: it is slow, or just went away."""
+
+
+class OutcomeUnknown(Exception):
+    """The record was given to Kafka and was not acknowledged in time: it may exist, now or later."""
+
+
+class _Waiting:
+    """What one producer holds: records that Kafka has not acknowledged, also those that nobody waits for any more."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.bytes = 0
+
+    def add(self, size: int) -> None:
+        self.records += 1
+        self.bytes += size
+
+    def remove(self, size: int) -> None:
+        self.records -= 1
+        self.bytes -= size
+
+    def settle(self, size: int, acknowledged: "asyncio.Future[object]") -> None:
+        self.remove(size)
+        if not acknowledged.cancelled():
+            acknowledged.exception()  # retrieved, also where its caller has gone
+
+
+class Publisher:
+    """An idempotent producer with `acks=all` that is replaced when it cannot be trusted any more."""
+
+    def __init__(self, kafka: KafkaSettings, *, client_id: str, most_waiting: int = 10_000) -> None:
+        """Connects nothing. `most_waiting` records may be handed over and not acknowledged."""
+        self._kafka = kafka
+        self._client_id = client_id
+        self._most_waiting = most_waiting
+        self._producer: AIOKafkaProducer | None = None
+        self._waiting = _Waiting()
+        self._starting: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a producer to hand records to."""
+        return self._producer is not None
+
+    def start(self) -> None:
+        """Begins to open a producer, and goes on trying until Kafka answers."""
+        metrics.UNACKNOWLEDGED.set_function(lambda: self.waiting_records)
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        while True:
+            producer = clients.idempotent_producer(self._kafka, client_id=self._client_id)
+            try:
+                async with asyncio.timeout(_START_SECONDS):
+                    await producer.start()
+                self._producer, self._waiting = producer, _Waiting()
+                return
+            except (KafkaError, TimeoutError):
+                await aiokafka_internals.discard_producer(producer)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    @property
+    def waiting_records(self) -> int:
+        """Records that were handed over and are not acknowledged."""
+        return self._waiting.records
+
+    async def publish(self, record: OutgoingRecord, *, timeout: float) -> None:
+        """Returns when Kafka has acknowledged the record. `timeout` is in seconds.
+
+        Raises:
+            NotHandedOver: the record does not exist.
+            OutcomeUnknown: it may exist.
+        """
+        [failure] = await self.publish_all([record], timeout=timeout)
+        if failure is not None:
+            raise failure
+
+    async def publish_all(
+        self, records: Sequence[OutgoingRecord], *, timeout: float
+    ) -> list[NotHandedOver | OutcomeUnknown | None]:
+        """Hands the records over together and waits for all, `timeout` seconds at most.
+
+        Returns, in their order, None for each that Kafka has acknowledged, and why not for each other.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        producer, waiting = self._producer, self._waiting
+        if producer is None:
+            return [NotHandedOver("Kafka is not reachable") for _ in records]
+        if timeout <= 0:
+            return [NotHandedOver("no time is left") for _ in records]
+        handed_over: list[asyncio.Future[object] | NotHandedOver] = []
+        try:
+            async with asyncio.timeout_at(deadline):
+                for record in records:
+                    # One after the other and no tasks: it waits only while a partition has a whole batch to send.
+                    handed_over.append(await self._hand_over(producer, waiting, record))  # noqa: PERF401
+        except TimeoutError:
+            late = len(records) - len(handed_over)
+            handed_over += [NotHandedOver("no room, or no leader for the partition") for _ in range(late)]
+        if pending := [each for each in handed_over if isinstance(each, asyncio.Future)]:
+            await asyncio.wait(pending, timeout=max(deadline - loop.time(), 0))
+        failures = [self._failure(producer, each) if isinstance(each, asyncio.Future) else each for each in handed_over]
+        sent = Counter(each.topic.name for each, failure in zip(records, failures, strict=True) if failure is None)
+        for topic, count in sent.items():
+            metrics.SENT.labels(topic).inc(count)
+        return failures
+
+    async def _hand_over(
+        self, producer: AIOKafkaProducer, waiting: _Waiting, record: OutgoingRecord
+    ) -> "asyncio.Future[object] | NotHandedOver":
+        if waiting.records >= self._most_waiting or waiting.bytes >= _MOST_WAITING_BYTES:
+            return TooManyWaiting("Kafka is slow")
+        size = len(record.value or b"")
+        waiting.add(size)
+        try:
+            acknowledged: asyncio.Future[object] = await producer.send(
+                record.topic.name, key=record.key, value=record.value, headers=record.headers
+            )
+        except (KafkaError, AssertionError) as error:
+            waiting.remove(size)
+            self._replace(producer, error)
+            return NotHandedOver(type(error).__name__)
+        except BaseException:
+            waiting.remove(size)
+            raise
+        acknowledged.add_done_callback(functools.partial(waiting.settle, size))
+        return acknowledged
+
+    def _failure(
+        self, producer: AIOKafkaProducer, acknowledged: "asyncio.Future[object]"
+    ) -> NotHandedOver | OutcomeUnknown | None:
+        if not acknowledged.done() or acknowledged.cancelled():
+            return OutcomeUnknown("Kafka did not acknowledge in time")
+        refusal = acknowledged.exception()
+        if refusal is None:
+            return None
+        self._replace(producer, refusal)
+        kind = NotHandedOver if isinstance(refusal, _REFUSED) else OutcomeUnknown
+        return kind(type(refusal).__name__)
+
+    def _replace(self, producer: AIOKafkaProducer, error: BaseException) -> None:
+        """Drops the producer: a refused record has spent a sequence number, so all later ones would be refused too."""
+        if self._producer is producer:
+            log.warning("publisher.replaced", error=repr(error))
+            self._producer = None
+            closing = asyncio.create_task(aiokafka_internals.discard_producer(producer, flush_seconds=_FLUSH_SECONDS))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self.start()
+
+    async def close(self) -> None:
+        """Delivers what is pending, within a limit, and closes."""
+        if self._starting is not None:
+            self._starting.cancel()
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await aiokafka_internals.discard_producer(producer, flush_seconds=_FLUSH_SECONDS)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_FLUSH_SECONDS)

@@ -1,0 +1,126 @@
+"""Records that failed for now, parked on their group's own retry topics, and what they carry of their past.
+
+A parked record counts as the one that it stems from (semantics 14): same bytes, and headers that say where that stood.
+They are believed on the group's own retry topics only, which nobody else may write.
+"""
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from aiokafka import ConsumerRecord
+
+from domain.records import Coordinates
+from messaging.envelope import Header, OutgoingRecord
+from messaging.topics import Topic
+from orderflow.events.v1.dead_letter_pb2 import DeadLetter
+
+HEADER_PREFIX: Final = "retry_"
+_INT32: Final = 2**31 - 1
+_TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka takes for one
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """The past of a record.
+
+    `origin` and `origin_timestamp` (ms) say where it stood first, `attempts` how often it was handled before, `tier`
+    how many retry topics it has been through, `replay` how often an operator replayed it.
+    """
+
+    origin: Coordinates
+    origin_timestamp: int
+    attempts: int = 0
+    first_failure: datetime.datetime | None = None
+    tier: int = 0
+    replay: int = 0
+
+    def headers(self) -> list[Header]:
+        """Returns it as headers."""
+        told = {
+            "origin_topic": self.origin.topic,
+            "origin_partition": self.origin.partition,
+            "origin_offset": self.origin.offset,
+            "origin_timestamp": self.origin_timestamp,
+            "attempts": min(self.attempts, _INT32),  # a forged one must not grow past what is believed
+            "tier": self.tier,
+            "replay": self.replay,
+        }
+        if self.first_failure is not None:
+            told["first_failure_time"] = self.first_failure.isoformat()
+        return [(HEADER_PREFIX + name, str(value).encode()) for name, value in told.items()]
+
+
+def provenance_of(record: ConsumerRecord, tiers: Sequence[Topic]) -> Provenance:
+    """Returns the record's past; none for what stands on no retry topic, or carries none that can be read."""
+    own = Provenance(Coordinates(record.topic, record.partition, record.offset), record.timestamp)
+    if not any(record.topic == topic.name for topic in tiers):
+        return own
+    told = {
+        name.removeprefix(HEADER_PREFIX): value
+        for name, value in record.headers
+        if name.startswith(HEADER_PREFIX) and value
+    }
+    try:
+        first_failure = told.get("first_failure_time")
+        return Provenance(
+            Coordinates(_topic(told), _number(told, "origin_partition", most=_INT32), _number(told, "origin_offset")),
+            _number(told, "origin_timestamp"),
+            _number(told, "attempts", most=_INT32),
+            datetime.datetime.fromisoformat(first_failure.decode()).astimezone(datetime.UTC) if first_failure else None,
+            _number(told, "tier", most=_INT32),
+            _number(told, "replay", most=_INT32 - 1),
+        )
+    except (KeyError, ValueError, OverflowError):
+        return own
+
+
+def _number(told: Mapping[str, bytes], name: str, *, most: int = 10**18) -> int:
+    text = told[name].decode("ascii")
+    if not text.isdigit() or len(text) > 18 or int(text) > most:
+        raise ValueError(name)
+    return int(text)
+
+
+def _topic(told: Mapping[str, bytes]) -> str:
+    topic = told["origin_topic"].decode("ascii")
+    if not _TOPIC_NAME.fullmatch(topic):
+        raise ValueError("origin_topic")
+    return topic
+
+
+def parked(record: ConsumerRecord, provenance: Provenance, topic: Topic) -> OutgoingRecord:
+    """Returns the record for a retry topic: bytes untouched, `provenance` in place of any that it carried."""
+    headers: list[Header] = [header for header in record.headers if not header[0].startswith(HEADER_PREFIX)]
+    return OutgoingRecord(topic, record.key, record.value, headers + provenance.headers())
+
+
+def due_at(record: ConsumerRecord, tiers: Sequence[Topic]) -> float:
+    """Returns when the record is to be handled, seconds since 1970: at once, or its topic's delay after its append."""
+    delay = next((topic.delay for topic in tiers if topic.name == record.topic), None)
+    return record.timestamp / 1000 + delay.total_seconds() if delay is not None else 0.0
+
+
+def replayed(letter: DeadLetter, tiers: Sequence[Topic]) -> OutgoingRecord:
+    """Returns a dead letter as a record for its group's shortest retry topic, as the record that it stems from.
+
+    Its attempts and its time begin anew; the replay number says that it has a past.
+    """
+    provenance = Provenance(
+        Coordinates(letter.origin.topic, letter.origin.partition, letter.origin.offset),
+        letter.origin.record_time.ToMilliseconds(),
+        replay=letter.replay + 1,
+    )
+    headers: list[Header] = [
+        (header.name, header.value if header.HasField("value") else None)
+        for header in letter.headers
+        if not header.name.startswith(HEADER_PREFIX)
+    ]
+    return OutgoingRecord(
+        tiers[0],
+        letter.key if letter.HasField("key") else None,
+        letter.value if letter.HasField("value") else None,
+        headers + provenance.headers(),
+    )

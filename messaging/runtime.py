@@ -1,0 +1,233 @@
+"""The worker runtime: one consumer, one runner per assigned partition, from the first poll to the last commit."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+
+from domain.failures import Failure
+from domain.records import Coordinates
+from messaging import aiokafka_internals, clients
+from messaging.dependency_gate import DependencyGate
+from messaging.partition import ConsumerStuckError, PartitionRunner
+from messaging.topics import Topic
+from messaging.worker import Claim, Handler, Limits, WorkerSpec
+from settings import KafkaSettings
+from telemetry import logs, metrics
+
+log = logs.get()
+
+_POLL_MS: Final = 200
+_MOST_RECORDS: Final = 500
+_RETRY_SECONDS: Final = 1.0
+_LAG_SECONDS: Final = 5.0
+
+
+class WorkerRuntime:
+    """Runs one worker in this process. `run` returns when drained and raises on a fatal error."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        handle: Handler,
+        *,
+        kafka: KafkaSettings,
+        limits: Limits,
+        client_id: str,
+        tiers: tuple[Topic, ...] = (),
+        claim: Claim | None = None,
+    ) -> None:
+        """Connects nothing. `tiers` are the group's own retry topics, `claim` decides on replayed dead letters."""
+        self._spec = spec
+        self._handle = handle
+        self._kafka = kafka
+        self._limits = limits
+        self._tiers = tiers
+        self._claim = claim
+        self._client_id = client_id
+        self._gate = DependencyGate(spec.group, probe_cap=limits.dependency_probe_cap)
+        self._runners: dict[TopicPartition, tuple[PartitionRunner, asyncio.Task[None]]] = {}
+        self._paused: set[TopicPartition] = set()
+        self._refused: dict[Coordinates, Failure] = {}
+        self._joined = False
+        self._fatal: BaseException | None = None
+        self._runner_ended = asyncio.Event()
+
+    @property
+    def registers(self) -> tuple[Topic, ...]:
+        """The topics that the group commits offsets of."""
+        return self._spec.reads + self._tiers
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker can make progress: it has joined its group and nothing that it needs is away."""
+        return self._joined and self._gate.down is None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then drains.
+
+        Raises:
+            GroupOffsetLostError: see messaging.partition.
+            KafkaError: one that does not pass by itself.
+        """
+        while not stop.is_set():
+            consumer = await self._start_consumer(stop)
+            if consumer is None:
+                return
+            lag = asyncio.create_task(self._report_lag(consumer))
+            polling = asyncio.create_task(self._keep_polling(consumer, stop))
+            try:
+                while not polling.done():
+                    # Beside it: during a rebalance a poll may wait for ever, and an end must be noticed all the same.
+                    ended = asyncio.create_task(self._runner_ended.wait())
+                    await asyncio.wait([polling, ended], return_when=asyncio.FIRST_COMPLETED)
+                    ended.cancel()
+                    self._runner_ended.clear()
+                    self._raise_fatal()
+                polling.result()
+            except ConsumerStuckError as error:
+                log.warning("worker.consumer.replaced", worker=self._spec.group, error=str(error))
+            finally:
+                self._joined = False
+                lag.cancel()
+                polling.cancel()
+                await asyncio.wait([polling])
+                await self.revoke(list(self._runners))
+                await aiokafka_internals.discard_consumer(consumer, seconds=5)
+            if isinstance(self._fatal, ConsumerStuckError):
+                self._fatal = None
+
+    async def _keep_polling(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
+        consumer.subscribe([topic.name for topic in self.registers], listener=_Rebalances(self, consumer))
+        while not stop.is_set():
+            await self._poll(consumer)
+
+    async def _start_consumer(self, stop: asyncio.Event) -> AIOKafkaConsumer | None:
+        while not stop.is_set():
+            consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._spec.group)
+            try:
+                await consumer.start()
+                return consumer
+            except KafkaError as error:
+                log.warning("worker.waiting", worker=self._spec.group, waits_for="kafka", error=repr(error))
+                await aiokafka_internals.discard_consumer(consumer, seconds=2)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_SECONDS):
+                        await stop.wait()
+        return None
+
+    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
+        try:
+            # Inline and never cancelled: the position moves when it returns, so a lost result is a skipped record.
+            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("worker.poll.failed", worker=self._spec.group, error=repr(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        # No await between the fetch and this: positions and windows move together.
+        for partition, records in fetched.items():
+            if partition in self._runners:
+                self._runners[partition][0].accept(records)
+        self._regulate(consumer)
+
+    def _regulate(self, consumer: AIOKafkaConsumer) -> None:
+        assigned = consumer.assignment()
+        for partition, (runner, _) in self._runners.items():
+            if partition not in assigned:
+                continue
+            if runner.wants_records:
+                if partition in self._paused:
+                    self._paused.discard(partition)
+                    consumer.resume(partition)
+            elif partition not in self._paused:
+                self._paused.add(partition)
+                consumer.pause(partition)
+        down = self._gate.down is not None
+        metrics.PAUSED.labels(self._spec.group, "dependency_down").set(len(self._paused) if down else 0)
+        metrics.PAUSED.labels(self._spec.group, "busy").set(0 if down else len(self._paused))
+        metrics.IN_FLIGHT.labels(self._spec.group).set(sum(runner.unfinished for runner, _ in self._runners.values()))
+
+    def _raise_fatal(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+        for runner, task in self._runners.values():
+            # While a rebalance drains, runners end one after the other before they are forgotten together.
+            if task.done() and not runner.is_draining:
+                task.result()
+                raise AssertionError("a partition's runner ended by itself")
+
+    def assign(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
+        """Starts a runner for each partition. Must not await: no heartbeat is sent meanwhile."""
+        self._joined = True
+        metrics.REBALANCES.labels(self._spec.group).inc()
+        for partition in partitions:
+            # Before anything else: aiokafka hands out records before this callback has ended. Paused on a
+            # placeholder it neither fetches nor looks for an offset by itself.
+            consumer.pause(partition)
+            consumer.seek(partition, 0)
+            self._paused.add(partition)
+            runner = PartitionRunner(
+                partition,
+                spec=self._spec,
+                handle=self._handle,
+                limits=self._limits,
+                consumer=consumer,
+                new_producer=self._new_producer,
+                gate=self._gate,
+                refused=self._refused,
+                tiers=self._tiers,
+                claim=self._claim,
+            )
+            task = asyncio.create_task(runner.run())
+            task.add_done_callback(lambda _: self._runner_ended.set())
+            self._runners[partition] = (runner, task)
+
+    async def revoke(self, partitions: Iterable[TopicPartition]) -> None:
+        """Drains the partitions' runners: what is being handled is finished and committed within the limit."""
+        leaving = [self._runners[partition] for partition in partitions if partition in self._runners]
+        await asyncio.gather(*(runner.drain(task) for runner, task in leaving))
+        for runner, task in leaving:
+            self._paused.discard(runner.partition)
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                self._fatal = error
+            self._runners.pop(runner.partition, None)
+
+    def _new_producer(self, partition: TopicPartition) -> AIOKafkaProducer:
+        return clients.transactional_producer(
+            self._kafka,
+            client_id=self._client_id,
+            transactional_id=f"{self._spec.group}.{partition.topic}.{partition.partition}",
+            timeout_ms=int(self._limits.transaction * 1000),
+        )
+
+    async def _report_lag(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            await asyncio.sleep(_LAG_SECONDS)
+            partitions = list(self._runners)
+            with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
+                async with asyncio.timeout(_LAG_SECONDS):
+                    ends = await consumer.end_offsets(partitions) if partitions else {}
+                for partition, end in ends.items():
+                    if partition in self._runners:
+                        behind = max(end - self._runners[partition][0].committed, 0)
+                        metrics.LAG.labels(self._spec.group, partition.topic, str(partition.partition)).set(behind)
+
+
+class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Hands rebalances to the runtime. aiokafka swallows what these raise, so failures are kept for `run`."""
+
+    def __init__(self, runtime: WorkerRuntime, consumer: AIOKafkaConsumer) -> None:
+        self._runtime = runtime
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._runtime.revoke(list(revoked))
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._runtime.assign(self._consumer, assigned)

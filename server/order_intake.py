@@ -1,0 +1,253 @@
+"""Takes orders in: validates, prices, publishes. OK means that the order is durable.
+
+One order and a batch take the same way; each order has a result of its own.
+"""
+
+import asyncio
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import fault_points
+from domain import events
+from domain.failures import DependencyDown
+from domain.identifiers import order_id_for, request_fingerprint
+from domain.orders import new_order
+from domain.validation import Violation, violations_of
+from messaging import envelope
+from messaging.envelope import OutgoingRecord
+from messaging.publisher import NotHandedOver, OutcomeUnknown, Publisher, TooManyWaiting
+from messaging.topics import MAX_MESSAGE_BYTES
+from orderflow.events.v1.order_event_pb2 import OrderCreatedDetails
+from orderflow.orders.v1.order_pb2 import Order
+from orderflow.orders.v1.order_service_pb2 import (
+    BatchCreateOrdersRequest,
+    BatchCreateOrdersResponse,
+    BatchCreateOrdersResult,
+    CreateOrderRequest,
+    CreateOrderResponse,
+)
+from server import calls, errors
+from server.errors import CallError
+from server.tokens import ConsistencyToken
+from settings import ServerSettings
+from storage.known_requests import KnownRequest, KnownRequests
+from telemetry import logs, metrics, tracing
+
+if TYPE_CHECKING:
+    from server.calls import Context
+
+log = logs.get()
+
+MAX_BATCH: Final = 500
+MAX_ORDER_BYTES: Final = MAX_MESSAGE_BYTES // 2
+"""Largest CreateOrderRequest: what each event of its order adds fits into the other half of a record."""
+
+_LOOKUP_BREAK_SECONDS: Final = 2.0
+_AT_ONCE: Final = 25
+"""Orders of a batch that are worked on before other calls get their turn: a few milliseconds."""
+
+Result = CreateOrderResponse | CallError
+
+
+@dataclasses.dataclass(slots=True)
+class _Intake:
+    """An order on its way in. `result` is set once it is known."""
+
+    request: CreateOrderRequest
+    fingerprint: bytes = b""
+    correlation_id: str = ""
+    record: OutgoingRecord | None = None
+    response: CreateOrderResponse | None = None
+    result: Result | None = None
+
+
+class OrderIntake:
+    """CreateOrder and BatchCreateOrders. Methods raise CallError."""
+
+    def __init__(
+        self,
+        *,
+        publisher: Publisher,
+        is_kafka_reachable: Callable[[], bool],
+        known_requests: KnownRequests,
+        settings: ServerSettings,
+        now: Callable[[], datetime.datetime],
+    ) -> None:
+        """Collaborators are given; nothing is connected here."""
+        self._publisher = publisher
+        self._is_kafka_reachable = is_kafka_reachable
+        self._known_requests = known_requests
+        self._settings = settings
+        self._now = now
+        self._no_lookup_before = 0.0
+
+    async def create(self, request: CreateOrderRequest, context: "Context") -> CreateOrderResponse:
+        """Accepts an order; OK means that it is durable."""
+        [result] = await self._take_in((request,), context)
+        if isinstance(result, CallError):
+            raise result
+        return result
+
+    async def create_batch(self, request: BatchCreateOrdersRequest, context: "Context") -> BatchCreateOrdersResponse:
+        """Accepts many orders, each with its own result."""
+        if violations := _violations_of_batch(request.requests):
+            raise errors.invalid(violations, outcome="NOT_ACCEPTED")
+        results = await self._take_in(request.requests, context)
+        repeated = calls.was_tried_before(context)
+        return BatchCreateOrdersResponse(results=[_result(each, repeated=repeated) for each in results])
+
+    async def _take_in(self, requests: Sequence[CreateOrderRequest], context: "Context") -> list[Result]:
+        """Returns what became of each, in their order."""
+        deadline = asyncio.get_running_loop().time() + calls.time_left(context, self._settings)
+        caller = calls.caller(context)
+        intakes = [_Intake(request) for request in requests]
+        for number, intake in enumerate(intakes):
+            await _let_others_run(number)
+            _check(intake)
+        known = await self._look_up(caller, [each.request.request_id for each in intakes if each.result is None])
+        with tracing.continued(calls.trace_headers(context)):
+            for number, intake in enumerate(intakes):
+                await _let_others_run(number)
+                if intake.result is None:
+                    self._accept(intake, known.get(intake.request.request_id), caller, context)
+            await self._publish([each for each in intakes if each.result is None], deadline)
+        results = [each.result for each in intakes if each.result is not None]
+        assert len(results) == len(intakes)
+        return results
+
+    def _accept(self, intake: _Intake, known: KnownRequest | None, caller: str, context: "Context") -> None:
+        """Sets the result if nothing is to be published, else the record, and the response for when it is there."""
+        request = intake.request
+        if known is not None and known.fingerprint != intake.fingerprint:
+            intake.result = errors.request_id_reused()
+            return
+        if known is not None:
+            intake.result = _as_if(known.order) if request.validate_only else _created(known.order)
+            return
+        order_id = "" if request.validate_only else order_id_for(caller, request.request_id, intake.fingerprint)
+        order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._settings.time_to_pay)
+        if request.validate_only:
+            intake.result = _as_if(order)
+            return
+        details = OrderCreatedDetails(
+            caller=caller, request_id=request.request_id, request_fingerprint=intake.fingerprint
+        )
+        intake.correlation_id = calls.correlation_id(context, order_id)
+        event = events.order_created(order, details=details, correlation_id=intake.correlation_id)
+        intake.record = envelope.encode(event)
+        intake.response = _created(order)
+
+    async def _publish(self, intakes: Sequence[_Intake], deadline: float) -> None:
+        """Publishes the records together, and sets the results."""
+        records = [each.record for each in intakes if each.record is not None]
+        if not records:
+            return
+        if not self._is_kafka_reachable():
+            for intake in intakes:
+                intake.result = errors.kafka_unavailable()
+            return
+        try:
+            left = deadline - asyncio.get_running_loop().time()
+            failures = await self._publisher.publish_all(records, timeout=left)
+        except asyncio.CancelledError:
+            # Cancelled by us and not by the caller: they were handed over, or may have been.
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise errors.outcome_unknown() from None
+        for intake, failure in zip(intakes, failures, strict=True):
+            intake.result = intake.response if failure is None else _error_of(failure)
+        if accepted := failures.count(None):
+            fault_points.reached("W1")
+            metrics.ORDER_EVENTS.labels(envelope.type_header(records[0])).inc(accepted)
+            _log_accepted(intakes, accepted)
+
+    async def _look_up(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
+        """Returns those that were used before, none if that cannot be told soon: it never holds an order up."""
+        wanted = [each for each in request_ids if each]
+        loop = asyncio.get_running_loop()
+        if not wanted or loop.time() < self._no_lookup_before:
+            return {}
+        try:
+            async with asyncio.timeout(self._settings.request_lookup_timeout):
+                return await self._known_requests.find(caller, wanted)
+        except (DependencyDown, TimeoutError):
+            self._no_lookup_before = loop.time() + _LOOKUP_BREAK_SECONDS
+            log.warning("server.request_lookup.skipped")
+            return {}
+
+
+async def _let_others_run(number: int) -> None:
+    if number % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)
+
+
+def _violations_of_batch(requests: Sequence[CreateOrderRequest]) -> list[Violation]:
+    """Returns what is wrong with the batch as such; what is wrong with an order is that order's result."""
+    if not 1 <= len(requests) <= MAX_BATCH:
+        return [Violation("requests", f"must have 1 to {MAX_BATCH} orders")]
+    violations = []
+    seen: set[str] = set()
+    for index, request in enumerate(requests):
+        if request.request_id and request.request_id in seen:
+            violations.append(Violation(f"requests[{index}].request_id", "stands in an earlier request of the batch"))
+        seen.add(request.request_id)
+        if request.validate_only != requests[0].validate_only:
+            violations.append(Violation(f"requests[{index}].validate_only", "must be that of the first request"))
+    return violations
+
+
+def _check(intake: _Intake) -> None:
+    """Sets the fingerprint, or the result if the order is not valid."""
+    if intake.request.ByteSize() > MAX_ORDER_BYTES:
+        violations = [Violation("", f"must have at most {MAX_ORDER_BYTES} bytes for an order")]
+    else:
+        violations = violations_of(intake.request)
+    if violations:
+        intake.result = errors.invalid(violations, outcome="NOT_ACCEPTED")
+    else:
+        intake.fingerprint = request_fingerprint(intake.request)
+
+
+def _error_of(failure: NotHandedOver | OutcomeUnknown) -> CallError:
+    if isinstance(failure, OutcomeUnknown):
+        return errors.outcome_unknown()
+    if isinstance(failure, TooManyWaiting):
+        error = errors.too_many_unacknowledged()
+        metrics.SHED.labels(error.reason).inc()
+        return error
+    return errors.kafka_unavailable()
+
+
+def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
+    if len(intakes) > 1:
+        log.info("server.batch.accepted", accepted=accepted, of=len(intakes), trace_id=tracing.trace_id())
+        return
+    [intake] = intakes
+    assert intake.response is not None
+    log.info(
+        "server.order.accepted",
+        order_id=intake.response.order.order_id,
+        correlation_id=intake.correlation_id,
+        trace_id=tracing.trace_id(),
+    )
+
+
+def _created(order: Order) -> CreateOrderResponse:
+    return CreateOrderResponse(order=order, consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+
+
+def _as_if(order: Order) -> CreateOrderResponse:
+    """Returns the answer to a request that is only checked: what tells an order from others is left out."""
+    response = CreateOrderResponse(order=order)
+    response.order.ClearField("order_id")
+    response.order.ClearField("etag")
+    return response
+
+
+def _result(result: Result, *, repeated: bool) -> BatchCreateOrdersResult:
+    if isinstance(result, CallError):
+        return BatchCreateOrdersResult(error=(result.as_repeat() if repeated else result).status())
+    return BatchCreateOrdersResult(created=result)

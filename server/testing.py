@@ -1,0 +1,267 @@
+"""A server for the tests of services that call orderflow: the real API, without Kafka and PostgreSQL.
+
+async with OrdersTestServer() as server, OrdersClient(server.target) as orders:
+placed = await orders.create_order(...)
+server.pay(placed.order.order_id)
+"""
+
+import asyncio
+import datetime
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import TracebackType
+from typing import Final, NoReturn, Self
+
+import grpc.aio
+
+from domain import events, lifecycle
+from domain.orders import etag_of
+from domain.records import Coordinates, Delivery
+from messaging import envelope
+from messaging.envelope import OutgoingRecord
+from messaging.publisher import NotHandedOver, OutcomeUnknown, Publisher
+from orderflow.events.v1.order_event_pb2 import (
+    OrderEvent,
+    OrderEventType,
+    OrderPaidDetails,
+    OrderRejectedDetails,
+    PaymentFailedDetails,
+)
+from orderflow.orders.v1 import order_service_pb2_grpc
+from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
+from server.admission import Admission
+from server.channel_options import channel_options
+from server.interceptors import CallInterceptor
+from server.order_intake import OrderIntake
+from server.order_queries import OrderQueries
+from server.order_service import OrderService
+from server.order_watches import OrderWatches
+from settings import ServerSettings
+from storage.known_requests import KnownRequest, KnownRequests
+from storage.order_history import HistoryPosition, HistoryRow, OrderHistory
+from storage.order_notices import OrderNotices
+from storage.order_views import ListFilter, ListPosition, OrderView, OrderViews
+
+_GROUP: Final = "test-server"
+_NOWHERE: Final = Coordinates("orders", 0, 0)
+
+
+class OrdersTestServer:
+    """Serves the OrderService on a loopback port. Orders stay CREATED until the test moves them.
+
+    Attributes:
+        target: Where it listens, for `OrdersClient`.
+        is_available: False makes it answer new orders with UNAVAILABLE, as it does while Kafka is away.
+    """
+
+    target: str
+
+    def __init__(self) -> None:
+        """Serves nothing yet: that begins with `async with`."""
+        self.is_available = True
+        self._store = _Store()
+        self._settings = ServerSettings()
+        views, history = _MemoryViews(self._store), _MemoryHistory(self._store)
+        self._watches = OrderWatches(
+            views=views, history=history, notices=_MemoryNotices(self._store), settings=self._settings
+        )
+        self._service = OrderService(
+            intake=OrderIntake(
+                publisher=_MemoryPublisher(self._store),
+                is_kafka_reachable=lambda: self.is_available,
+                known_requests=_MemoryRequests(self._store),
+                settings=self._settings,
+                now=_now,
+            ),
+            queries=OrderQueries(views=views, history=history, settings=self._settings),
+            watches=self._watches,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._server = grpc.aio.server(
+            interceptors=(CallInterceptor(), Admission(self._settings)), options=channel_options(self._settings)
+        )
+        order_service_pb2_grpc.add_OrderServiceServicer_to_server(self._service, self._server)
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._waking = asyncio.create_task(self._watches.run())
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watches.close()
+        await self._server.stop(None)
+        self._waking.cancel()
+        await asyncio.wait([self._waking])
+
+    @property
+    def orders(self) -> list[Order]:
+        """All orders as they stand, in the order of their placing."""
+        return [history[-1].order for history in self._store.histories.values()]
+
+    def process(self, order_id: str) -> Order:
+        """Moves a CREATED order to PROCESSING."""
+        cause, order = self._moved(
+            order_id, OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING, PaymentStatus.PAYMENT_STATUS_PENDING
+        )
+        return self._store.add(events.order_processing(cause, order))
+
+    def pay(self, order_id: str) -> Order:
+        """Moves a CREATED or PROCESSING order to PAID."""
+        self._process_if_created(order_id)
+        cause, order = self._moved(
+            order_id, OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID, PaymentStatus.PAYMENT_STATUS_CAPTURED
+        )
+        details = OrderPaidDetails(gateway_reference=f"test-{order_id}", amount=order.total)
+        return self._store.add(events.order_paid(cause, order, details))
+
+    def decline(self, order_id: str, *, reason: str = "CARD_DECLINED") -> Order:
+        """Moves a CREATED or PROCESSING order to PAYMENT_FAILED."""
+        self._process_if_created(order_id)
+        cause, order = self._moved(
+            order_id, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED, PaymentStatus.PAYMENT_STATUS_DECLINED, reason
+        )
+        return self._store.add(events.payment_failed(cause, order, PaymentFailedDetails(reason=reason)))
+
+    def reject(self, order_id: str, *, reason: str = "OUT_OF_STOCK") -> Order:
+        """Moves a CREATED order to REJECTED."""
+        cause, order = self._moved(
+            order_id, OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED, PaymentStatus.PAYMENT_STATUS_NONE, reason
+        )
+        return self._store.add(events.order_rejected(cause, order, OrderRejectedDetails(reason=reason)))
+
+    def _process_if_created(self, order_id: str) -> None:
+        if self._store.histories[order_id][-1].order.status == OrderStatus.ORDER_STATUS_CREATED:
+            self.process(order_id)
+
+    def _moved(
+        self, order_id: str, event: OrderEventType, payment_status: PaymentStatus, failure_reason: str = ""
+    ) -> tuple[Delivery, Order]:
+        """Returns the order's last event as the cause of the next one, and the order after that.
+
+        Raises:
+            IllegalTransitionError: the event cannot happen to the order.
+        """
+        cause = self._store.histories[order_id][-1]
+        order = Order()
+        order.CopyFrom(cause.order)
+        applied = lifecycle.apply(order.status, event)
+        if isinstance(applied, lifecycle.AlreadyApplied):
+            raise lifecycle.IllegalTransitionError(order.status, event)
+        order.status, order.payment_status, order.failure_reason = applied.status, payment_status, failure_reason
+        order.revision += 1
+        order.etag = etag_of(order_id, order.revision)
+        order.update_time.FromDatetime(_now())
+        return Delivery(cause, _GROUP, _NOWHERE), order
+
+
+class _Store:
+    """The events of each order, and who is told when one is added."""
+
+    def __init__(self) -> None:
+        self.histories: dict[str, list[OrderEvent]] = {}
+        self.changed: Callable[[Iterable[str]], None] = lambda _: None
+
+    def add(self, event: OrderEvent) -> Order:
+        """Adds an event, once."""
+        history = self.histories.setdefault(event.order.order_id, [])
+        if all(event.event_id != known.event_id for known in history):
+            history.append(event)
+            self.changed([event.order.order_id])
+        return event.order
+
+    def caller(self, order_id: str) -> str:
+        """Returns who placed the order."""
+        return self.histories[order_id][0].order_created.caller
+
+
+class _MemoryRequests(KnownRequests):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    async def find(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
+        return {
+            history[0].order_created.request_id: KnownRequest(
+                history[-1].order, history[0].order_created.request_fingerprint
+            )
+            for history in self._store.histories.values()
+            if history[0].order_created.caller == caller and history[0].order_created.request_id in request_ids
+        }
+
+
+class _MemoryViews(OrderViews):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    async def get_many(self, order_ids: Collection[str]) -> dict[str, OrderView]:
+        known = [order_id for order_id in order_ids if order_id in self._store.histories]
+        return {each: OrderView(self._store.histories[each][-1].order, self._store.caller(each)) for each in known}
+
+    async def page(self, which: ListFilter, *, size: int) -> list[tuple[ListPosition, OrderView]]:
+        found = []
+        for order_id, view in (await self.get_many(list(self._store.histories))).items():
+            at = ListPosition(view.order.create_time.ToDatetime(datetime.UTC), uuid.UUID(order_id))
+            if (
+                which.caller in (None, view.caller)
+                and which.user_id in (None, view.order.user_id)
+                and view.order.status in which.statuses
+                and which.created_from <= at.create_time
+                and at < which.before
+            ):
+                found.append((at, view))
+        return sorted(found, key=lambda each: each[0], reverse=True)[:size]
+
+
+class _MemoryHistory(OrderHistory):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    async def page(self, order_id: str, *, size: int, after: HistoryPosition | None) -> list[HistoryRow]:
+        rows = [
+            HistoryRow(
+                HistoryPosition(event.occur_time.ToDatetime(datetime.UTC), event.revision, event.event_id), event
+            )
+            for event in self._store.histories[order_id]
+        ]
+        rows.sort(key=lambda row: row.position)
+        return [row for row in rows if after is None or row.position > after][:size]
+
+    async def runs(self, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], list[OrderEvent]]:
+        return {(order_id, after): self._store.histories.get(order_id, [])[after:] for order_id, after in wanted}
+
+
+class _MemoryNotices(OrderNotices):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    async def listen(self, *, changed: Callable[[Iterable[str]], None], missed: Callable[[], None]) -> NoReturn:
+        self._store.changed = changed
+        missed()
+        await asyncio.Event().wait()
+        raise AssertionError("not reached")
+
+
+class _MemoryPublisher(Publisher):
+    """Hands what is published straight to the read model."""
+
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    @property
+    def is_ready(self) -> bool:
+        return True
+
+    async def publish_all(
+        self,
+        records: Sequence[OutgoingRecord],
+        *,
+        timeout: float,  # noqa: ARG002 - it never waits
+    ) -> list[NotHandedOver | OutcomeUnknown | None]:
+        for record in records:
+            self._store.add(envelope.decode(record.topic.name, record.key, record.value))
+        return [None] * len(records)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

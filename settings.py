@@ -1,0 +1,404 @@
+"""All settings, read from `ORDERFLOW_*` environment variables. docs/settings.md is made from this module."""
+
+import datetime
+import difflib
+import os
+import typing
+import urllib.parse
+from typing import Annotated, Any, Literal
+
+import pydantic
+import pydantic_settings
+
+import fault_points
+
+PREFIX = "ORDERFLOW_"
+
+Seconds = Annotated[float, pydantic.Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """A setting is missing, wrong or unknown. The text names each one and says what is expected."""
+
+
+class Section(pydantic_settings.BaseSettings):
+    """Settings of one concern; their variables share a prefix."""
+
+    model_config = pydantic_settings.SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
+def _section(prefix: str) -> pydantic_settings.SettingsConfigDict:
+    return pydantic_settings.SettingsConfigDict(
+        env_prefix=PREFIX + prefix, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+
+class KafkaSettings(Section):
+    """How Kafka is reached."""
+
+    model_config = _section("KAFKA_")
+
+    bootstrap: str = pydantic.Field(
+        "127.0.0.1:9092", description="Brokers to start from, `host:port`, comma-separated."
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = pydantic.Field(
+        "PLAINTEXT", description="How connections are protected."
+    )
+    ssl_ca_file: str | None = pydantic.Field(
+        None, description="PEM file of the authorities to trust; the system's if unset."
+    )
+    ssl_certificate_file: str | None = pydantic.Field(None, description="PEM file of the client certificate.")
+    ssl_key_file: str | None = pydantic.Field(None, description="PEM file of the client certificate's key.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = pydantic.Field(
+        "SCRAM-SHA-512", description="SASL mechanism, with SASL_PLAINTEXT or SASL_SSL."
+    )
+    sasl_username: str | None = pydantic.Field(None, description="SASL user name.")
+    sasl_password: pydantic.SecretStr | None = pydantic.Field(None, description="SASL password.")
+    session_timeout: Seconds = pydantic.Field(
+        10, ge=3, le=25, description="A worker that Kafka does not hear of for so long loses its partitions, seconds."
+    )
+    retry_delays: str = pydantic.Field(
+        "10,300",
+        pattern=r"^[1-9][0-9]*(,[1-9][0-9]*)*$",
+        description="Delays of each group's retry topics, seconds, rising. They are part of the topics' names.",
+    )
+    replication_factor: int = pydantic.Field(
+        1, ge=1, description="Replicas of each topic that `orderflow topics apply` creates. 3 on a real cluster."
+    )
+    min_insync_replicas: int = pydantic.Field(
+        1, ge=1, description="Replicas that must have a record before it is acknowledged. 2 on a real cluster."
+    )
+
+    @property
+    def retry_delay_seconds(self) -> tuple[int, ...]:
+        """The delays as numbers."""
+        return tuple(int(delay) for delay in self.retry_delays.split(","))
+
+
+class DatabaseSettings(Section):
+    """How PostgreSQL is reached."""
+
+    model_config = _section("DATABASE_")
+
+    url: pydantic.SecretStr = pydantic.Field(
+        pydantic.SecretStr("postgresql://orderflow@127.0.0.1:5432/orderflow"),
+        description="`postgresql://user:password@host:port/database`; asyncpg's query parameters work (sslmode ...).",
+    )
+    pool_size: int = pydantic.Field(10, ge=1, description="Connections per process at the most.")
+    connect_timeout: Seconds = pydantic.Field(3, description="Limit of opening or waiting for a connection, seconds.")
+    command_timeout: Seconds = pydantic.Field(5, description="Limit of one statement, seconds.")
+
+
+class ServerSettings(Section):
+    """The gRPC server."""
+
+    model_config = _section("SERVER_")
+
+    listen: str = pydantic.Field("127.0.0.1:50051", description="Address to listen on, `host:port`.")
+    insecure: bool = pydantic.Field(
+        False,
+        description="Listen on other addresses than loopback without TLS, or without credentials of the callers.",
+    )
+    metrics_listen: str = pydantic.Field("127.0.0.1:9464", description="Address of /metrics, `host:port`.")
+    default_deadline: Seconds = pydantic.Field(10, description="Limit of a call that brings no deadline, seconds.")
+    drain_seconds: Seconds = pydantic.Field(10, description="Limit of finishing open calls on SIGTERM, seconds.")
+    watch_limit_seconds: Seconds = pydantic.Field(
+        3600, description="A WatchOrder that lasts longer is ended, and its client goes on with another, seconds."
+    )
+    time_to_pay_minutes: int = pydantic.Field(
+        60, ge=1, description="How long an order may stay unpaid: its expire_time."
+    )
+    request_lookup_timeout: Seconds = pydantic.Field(
+        0.2, description="Limit of looking up a repeated request_id in PostgreSQL, seconds. Past it, it is skipped."
+    )
+    shutdown_delay_seconds: float = pydantic.Field(
+        0,
+        ge=0,
+        description="On SIGTERM: how long to answer NOT_SERVING and still take calls, so that load balancers notice.",
+    )
+    max_concurrent_calls: int = pydantic.Field(
+        1000, ge=1, description="Calls under way at once, streams not counted. More are refused."
+    )
+    max_streams: int = pydantic.Field(10_000, ge=1, description="Streams (WatchOrder) open at once. More are refused.")
+    max_streams_per_caller: int = pydantic.Field(5_000, ge=1, description="The same of one caller.")
+    rate_limit: str = pydantic.Field(
+        "",
+        pattern=r"^([1-9][0-9]{0,8}/(second|minute|hour|day))?$",
+        description="Calls of one caller to this server, such as `1000/second`; a batch counts as its orders do."
+        " Empty is no limit.",
+    )
+    max_unacknowledged_orders: int = pydantic.Field(
+        10_000, ge=1, description="Orders handed to Kafka and not acknowledged yet. More are refused."
+    )
+    connection_idle_seconds: float = pydantic.Field(
+        600, ge=0, description="A connection without a call is closed after so long, seconds. 0 is never."
+    )
+    connection_age_seconds: float = pydantic.Field(
+        0,
+        ge=0,
+        description="A connection is closed after so long, in order, so that callers spread over servers that came"
+        " later, seconds. 0 is never; 1800 behind a load balancer that spreads connections and not calls.",
+    )
+    connection_age_grace_seconds: Seconds = pydantic.Field(
+        30, description="How long calls may go on after that, streams too, seconds."
+    )
+
+    @property
+    def time_to_pay(self) -> datetime.timedelta:
+        """How long an order may stay unpaid."""
+        return datetime.timedelta(minutes=self.time_to_pay_minutes)
+
+
+class TlsSettings(Section):
+    """TLS of the gRPC server."""
+
+    model_config = _section("SERVER_TLS_")
+
+    certificate_file: str | None = pydantic.Field(
+        None, description="PEM file of the server's certificate and its chain. Without it there is no TLS."
+    )
+    key_file: str | None = pydantic.Field(None, description="PEM file of the certificate's key, not encrypted.")
+    client_ca_file: str | None = pydantic.Field(
+        None, description="PEM file of the authorities of client certificates. With it every client needs one."
+    )
+
+
+class ClientCertificateSettings(Section):
+    """Callers that a client certificate identifies, where there are no tokens."""
+
+    model_config = _section("SERVER_MTLS_")
+
+    trust_domain: str | None = pydantic.Field(
+        None,
+        pattern=r"^[a-z0-9._-]{1,255}$",
+        description="SPIFFE trust domain: callers are SPIFFE ids of exactly this domain. If unset, common names.",
+    )
+    scopes: str = pydantic.Field(
+        "orders:write orders:read",
+        pattern=r"^(orders:(write|read|operate|admin)( orders:(write|read|operate|admin))*)?$",
+        description="Scopes of every client certificate, separated by spaces.",
+    )
+    operators: str = pydantic.Field(
+        "", description="Callers that have orders:operate and orders:admin too, comma-separated."
+    )
+
+
+class TokenSettings(Section):
+    """Bearer tokens: JWTs that callers bring."""
+
+    model_config = _section("SERVER_TOKEN_")
+
+    issuer: str | None = pydantic.Field(
+        None, min_length=1, description="The only issuer (`iss`) that is taken. Without it there are no tokens."
+    )
+    audience: str | None = pydantic.Field(
+        None, min_length=1, description="The audience (`aud`) that a token must be meant for."
+    )
+    jwks_file: str | None = pydantic.Field(None, description="File with the issuer's public keys, a JWKS.")
+    jwks_url: str | None = pydantic.Field(
+        None,
+        pattern=r"^(https://|http://(127\.0\.0\.1|localhost)(:[0-9]+)?/)",
+        description="Or the URL that has them: https, or http on loopback.",
+    )
+    jwks_refresh: Seconds = pydantic.Field(300, description="How often they are read again, seconds.")
+    algorithms: str = pydantic.Field(
+        "RS256 ES256 EdDSA",
+        pattern=r"^(RS256|ES256|EdDSA)( (RS256|ES256|EdDSA))*$",
+        description="Signature algorithms that are taken, separated by spaces. The kind of a key decides which.",
+    )
+    leeway: float = pydantic.Field(
+        30, ge=0, le=60, description="How far the issuer's clock may be off, seconds: tokens live so much longer."
+    )
+
+
+class WorkerSettings(Section):
+    """The worker runtime."""
+
+    model_config = _section("WORKER_")
+
+    health_listen: str = pydantic.Field(
+        "127.0.0.1:0", description="Address of the worker's gRPC health service; port 0 chooses one and logs it."
+    )
+    metrics_listen: str = pydantic.Field(
+        "127.0.0.1:0", description="Address of the worker's /metrics; port 0 chooses one and logs it."
+    )
+    max_in_flight: int = pydantic.Field(256, ge=1, description="Orders handled at once per partition.")
+    attempts: int = pydantic.Field(
+        3, ge=1, description="Handlings in place of a record that fails for now, before it is parked on a retry topic."
+    )
+    retry_limit: Seconds = pydantic.Field(
+        3600, description="A record that fails for now and did so first longer ago becomes a dead letter, seconds."
+    )
+    backoff_base: Seconds = pydantic.Field(
+        0.1, description="First backoff between attempts, doubled each time, seconds."
+    )
+    backoff_cap: Seconds = pydantic.Field(5, description="Longest backoff between attempts, seconds.")
+    handling_limit: Seconds = pydantic.Field(
+        60, description="Hard limit of one handling, seconds. Must exceed the sum of its call limits."
+    )
+    drain_seconds: Seconds = pydantic.Field(
+        15, lt=30, description="Limit of finishing what is in flight on SIGTERM or a rebalance, seconds."
+    )
+    transaction_timeout: Seconds = pydantic.Field(
+        15, description="A Kafka transaction that is open longer is aborted by the broker, seconds."
+    )
+    dependency_probe_cap: Seconds = pydantic.Field(
+        5, description="Longest wait between two probes of a dependency that is down, seconds."
+    )
+
+
+class GatewaySettings(Section):
+    """The payment gateway."""
+
+    model_config = _section("GATEWAY_")
+
+    kind: Literal["simulated", "remote"] = pydantic.Field(
+        "simulated",
+        description="`simulated`: in memory, for benchmarks. `remote`: the simulated gateway's own process.",
+    )
+    url: str = pydantic.Field("http://127.0.0.1:9560", description="Address of the remote gateway.")
+    connect_timeout: Seconds = pydantic.Field(2, description="Limit of connecting, seconds.")
+    timeout: Seconds = pydantic.Field(10, description="Limit of one call, seconds. Past it the outcome is unknown.")
+    key_window_hours: float = pydantic.Field(
+        23, gt=0, description="How long the gateway honours an idempotency key, with a margin: past it only look-ups."
+    )
+    simulated_latency_ms: int = pydantic.Field(0, ge=0, description="Latency of the simulated gateway.")
+    simulated_decline_every_50th: bool = pydantic.Field(
+        False, description="For benchmarks: the simulated gateway declines where crc32(order_id) % 50 == 0."
+    )
+    breaker_failures: int = pydantic.Field(5, ge=1, description="Failures in a row that open the circuit breaker.")
+    breaker_reset_seconds: Seconds = pydantic.Field(10, description="How long it stays open before a probe, seconds.")
+
+
+class EmailSettings(Section):
+    """E-mail over SMTP."""
+
+    model_config = _section("EMAIL_")
+
+    host: str = pydantic.Field("127.0.0.1", description="SMTP server.")
+    port: int = pydantic.Field(1025, ge=1, le=65535, description="Its port.")
+    tls: Literal["none", "starttls", "tls"] = pydantic.Field("none", description="How the connection is protected.")
+    username: str | None = pydantic.Field(None, description="SMTP user name.")
+    password: pydantic.SecretStr | None = pydantic.Field(None, description="SMTP password.")
+    sender: str = pydantic.Field("Orderflow <orders@orderflow.invalid>", description="From address.")
+    message_id_domain: str = pydantic.Field("orderflow.invalid", description="Right side of every Message-ID.")
+    connections: int = pydantic.Field(4, ge=1, description="SMTP connections per process.")
+    timeout: Seconds = pydantic.Field(10, description="Limit of one SMTP step and of one send, seconds.")
+
+
+class SmsSettings(Section):
+    """Text messages."""
+
+    model_config = _section("SMS_")
+
+    folder: str = pydantic.Field(".orderflow/mail", description="Folder that the development channel writes to.")
+
+
+class NotificationSettings(Section):
+    """What customers are told."""
+
+    model_config = _section("NOTIFICATION_")
+
+    shop_name: str = pydantic.Field("Orderflow", description="What messages to customers call the shop.")
+    max_age_hours: float = pydantic.Field(24, gt=0, description="Events older than that are not told any more.")
+    email_ambiguous: Literal["send_again", "give_up"] = pydantic.Field(
+        "send_again",
+        description="An e-mail that may or may not have been accepted: send it again (same Message-ID) or not.",
+    )
+    sms_ambiguous: Literal["send_again", "give_up"] = pydantic.Field(
+        "send_again", description="The same for text messages."
+    )
+
+
+class LogSettings(Section):
+    """Logs."""
+
+    model_config = _section("LOG_")
+
+    format: Literal["auto", "json", "console"] = pydantic.Field(
+        "auto", description="`auto` is console on a terminal and JSON elsewhere."
+    )
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = pydantic.Field("INFO", description="Lowest level written.")
+
+
+class Settings(pydantic.BaseModel):
+    """Every setting of every process."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    kafka: KafkaSettings
+    database: DatabaseSettings
+    server: ServerSettings
+    tls: TlsSettings
+    client_certificates: ClientCertificateSettings
+    tokens: TokenSettings
+    worker: WorkerSettings
+    gateway: GatewaySettings
+    email: EmailSettings
+    sms: SmsSettings
+    notification: NotificationSettings
+    log: LogSettings
+
+
+# Read by commands, not by the processes in production.
+_DEVELOPMENT = {"ORDERFLOW_STATE_DIR", fault_points.VARIABLE}
+_CALLERS = {
+    "ORDERFLOW_INSECURE",
+    "ORDERFLOW_TARGET",
+    "ORDERFLOW_TLS",
+    "ORDERFLOW_TLS_CA",
+    "ORDERFLOW_TLS_CERTIFICATE",
+    "ORDERFLOW_TLS_KEY",
+    "ORDERFLOW_TOKEN",
+    "ORDERFLOW_TOKEN_FILE",
+}
+
+
+def variables() -> dict[str, tuple[type[Section], str, Any]]:
+    """Returns every environment variable: name -> (section, field name, pydantic field)."""
+    return {
+        f"{section.model_config['env_prefix']}{name}".upper(): (section, name, field)
+        for section in _sections().values()
+        for name, field in section.model_fields.items()
+    }
+
+
+def _sections() -> dict[str, type[Section]]:
+    return typing.get_type_hints(Settings)
+
+
+def load() -> Settings:
+    """Reads and checks all settings from the environment.
+
+    Raises:
+        SettingsError: names every variable that is wrong or unknown, and what is expected.
+    """
+    known = variables()
+    problems = []
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in {*known, *_DEVELOPMENT, *_CALLERS}:
+            near = difflib.get_close_matches(name, known, n=1)
+            problems.append(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+    sections: dict[str, Any] = {}
+    for key, section in _sections().items():
+        prefix = section.model_config["env_prefix"]
+        try:
+            sections[key] = section()
+        except pydantic.ValidationError as error:
+            for problem in error.errors(include_input=False, include_url=False):
+                field = str(problem["loc"][0])
+                expected = section.model_fields[field].description
+                problems.append(f"{prefix}{field}".upper() + f": {problem['msg']}. Expected: {expected}")
+    if not problems and os.environ.get(fault_points.VARIABLE):
+        problems += _refused_fault_points(sections["kafka"].bootstrap, sections["database"].url.get_secret_value())
+    if problems:
+        raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(problems)))
+    return Settings(**sections)
+
+
+def _refused_fault_points(bootstrap: str, database: str) -> list[str]:
+    hosts = [address.rpartition(":")[0] for address in bootstrap.split(",")]
+    hosts.append(urllib.parse.urlsplit(database).hostname or "")
+    if all(host in ("127.0.0.1", "localhost") for host in hosts):
+        return []
+    return [f"{fault_points.VARIABLE}: is for tests against engines on 127.0.0.1; take it out of this environment"]

@@ -1,0 +1,1 @@
+"""All SQL: migrations and repositories."""

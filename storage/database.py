@@ -1,0 +1,118 @@
+"""PostgreSQL: the pool, transactions, and which errors mean that it is away."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from domain.failures import DependencyDown
+from settings import DatabaseSettings
+from storage.turns import Turns
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection = PoolConnectionProxy[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+
+# Nobody's fault, so no attempt is used (semantics 23): the database is away, or too busy to decide this now.
+AWAY: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what giving a connection back may raise that was lost in the middle of an answer
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+class Database:
+    """A pool of connections. Nothing connects before the first use, so a process can start while PostgreSQL is away."""
+
+    def __init__(self, settings: DatabaseSettings, *, application: str) -> None:
+        """`application` is what pg_stat_activity shows."""
+        self._settings = settings
+        self._application = application
+        self._pool: Pool | None = None
+        self._turns = Turns(settings.pool_size)
+        self._answered = 0.0
+
+    async def open(self) -> None:
+        """Makes the pool; connects nothing."""
+        self._pool = await asyncpg.create_pool(
+            self._settings.url.get_secret_value(),
+            min_size=0,
+            max_size=self._settings.pool_size,
+            timeout=self._settings.connect_timeout,
+            command_timeout=self._settings.command_timeout,
+            server_settings={
+                "application_name": f"orderflow {self._application}",
+                # A process that is stopped in the middle of a transaction must not keep its row locks.
+                "idle_in_transaction_session_timeout": "10000",
+                "lock_timeout": str(int(self._settings.command_timeout * 800)),
+                "statement_timeout": str(int(self._settings.command_timeout * 1000)),
+                "timezone": "UTC",
+            },
+        )
+
+    async def close(self) -> None:
+        """Closes the pool, for what is checked out within a second."""
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._pool.close()
+            except TimeoutError:
+                self._pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator["Connection"]:
+        """Lends a connection.
+
+        Raises:
+            DependencyDown: PostgreSQL is away or too busy. What was in flight may or may not have been committed.
+        """
+        assert self._pool is not None, "Database.open was not called"
+        try:
+            async with self._turn(), self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
+                yield connection
+                self._answered = asyncio.get_running_loop().time()
+        except AWAY as error:
+            raise DependencyDown("postgres", type(error).__name__) from error
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Waits for one of the pool's connections to be free: first come, first served, which the pool is not.
+
+        A long queue before connections that are answered is no outage.
+
+        Raises:
+            TimeoutError: nobody was answered for as long as a connection may take to open.
+        """
+        await self._turns.take(seconds=self._settings.connect_timeout, goes_on=lambda asked: self._answered >= asked)
+        try:
+            yield
+        finally:
+            self._turns.give_back()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator["Connection"]:
+        """Lends a connection inside a transaction, committed unless the body raises.
+
+        Raises:
+            DependencyDown: as `connection`.
+        """
+        async with self.connection() as connection, connection.transaction():
+            yield connection

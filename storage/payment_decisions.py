@@ -1,0 +1,206 @@
+"""What the payment processor intends and decides (semantics 15, 19 to 22, 27)."""
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from domain import events
+from domain.failures import Transient
+from domain.records import Delivery
+from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
+from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
+from storage import order_rows, outcomes, stock
+from storage.database import Database
+from storage.outcomes import Settled
+
+if TYPE_CHECKING:
+    from storage.database import Connection
+
+
+@dataclasses.dataclass(frozen=True)
+class ChargeIntent:
+    """A charge that is due.
+
+    `first_send_time` is None if nothing was ever sent under its key; `send_time` is when this send was intended.
+    """
+
+    order_id: str
+    idempotency_key: str
+    amount: Money
+    payment_method: str
+    send_time: datetime.datetime
+    first_send_time: datetime.datetime | None
+
+
+class PaymentDecisions:
+    """Decisions on charges."""
+
+    def __init__(self, database: Database, *, now: Callable[[], datetime.datetime]) -> None:
+        """Uses the database's pool."""
+        self._database = database
+        self._now = now
+
+    async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
+        """Stores the intent to charge, with the time of the first send, and returns it; or what is decided already.
+
+        Call it right before sending: it fails when the order was cancelled or expired meanwhile.
+
+        Raises:
+            Transient: the order has no row.
+            DependencyDown: PostgreSQL is away.
+        """
+        order_id = delivery.event.order.order_id
+        async with self._database.transaction() as connection:
+            decided = await outcomes.obeyed(connection, delivery)
+            if decided is not None:
+                return Settled(decided)
+            order = await order_rows.find(connection, order_id, lock=True)
+            if order is None:
+                raise Transient("ORDER_UNKNOWN", "the order has no row")
+            if order.status == OrderStatus.ORDER_STATUS_PROCESSING:
+                return await self._intend(connection, order)
+        return Settled(await outcomes.decide(self._database, delivery, _nothing))
+
+    async def _intend(self, connection: "Connection", order: Order) -> ChargeIntent:
+        now = self._now()
+        row = await connection.fetchrow(
+            "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
+            " update_time) values ($1, $2, 'intended', $3, $4, $5, $5)"
+            " on conflict (order_id) do nothing returning idempotency_key",
+            order.order_id,
+            f"charge-{order.order_id}",
+            order.total.amount_minor,
+            order.total.currency_code,
+            now,
+        )
+        sent_before = None
+        if row is None:
+            row = await connection.fetchrow(
+                "select idempotency_key, first_send_time from payments where order_id = $1", order.order_id
+            )
+            assert row is not None
+            sent_before = row["first_send_time"]
+            if sent_before is None:
+                await connection.execute(
+                    "update payments set first_send_time = $2 where order_id = $1", order.order_id, now
+                )
+        return ChargeIntent(order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before)
+
+    async def not_sent(self, intent: ChargeIntent) -> None:
+        """Records that nothing was sent yet under the intent, so that it never counts as past the window of keys.
+
+        Only if it is still this intent's: another process may have taken over and sent.
+
+        Raises:
+            DependencyDown: PostgreSQL is away; then the intent counts as sent, which is the safe side.
+        """
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "update payments set first_send_time = null"
+                " where order_id = $1 and state = 'intended' and first_send_time = $2",
+                intent.order_id,
+                intent.send_time,
+            )
+
+    async def captured(self, delivery: Delivery, *, gateway_reference: str) -> list[OrderEvent]:
+        """Books an approved charge: the order is PAID, its stock sold. Returns the events to emit.
+
+        If the order was cancelled or expired meanwhile the capture is booked and nothing is emitted.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+
+        async def decision(connection: "Connection") -> list[OrderEvent]:
+            now = self._now()
+            order = await order_rows.move(
+                connection,
+                delivery.event.order.order_id,
+                OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID,
+                payment_status=PaymentStatus.PAYMENT_STATUS_CAPTURED,
+                now=now,
+            )
+            await self._book_capture(connection, delivery.event.order.order_id, gateway_reference, now)
+            if order is None:
+                return []
+            details = OrderPaidDetails(gateway_reference=gateway_reference, amount=order.total)
+            return [events.order_paid(delivery, order, details)]
+
+        return await outcomes.decide(self._database, delivery, decision, last=_sell)
+
+    async def declined(self, delivery: Delivery, *, reason: str, gateway_reference: str) -> list[OrderEvent]:
+        """Books a declined charge: the order is PAYMENT_FAILED, its stock given back. Returns the events to emit.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+
+        async def decision(connection: "Connection") -> list[OrderEvent]:
+            now = self._now()
+            order = await order_rows.move(
+                connection,
+                delivery.event.order.order_id,
+                OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED,
+                payment_status=PaymentStatus.PAYMENT_STATUS_DECLINED,
+                failure_reason=reason,
+                now=now,
+            )
+            await connection.execute(
+                "update payments set state = 'declined', decline_reason = $2, gateway_reference = $3, update_time = $4"
+                " where order_id = $1",
+                delivery.event.order.order_id,
+                reason,
+                gateway_reference,
+                now,
+            )
+            if order is None:
+                return []
+            details = PaymentFailedDetails(reason=reason, gateway_reference=gateway_reference)
+            return [events.payment_failed(delivery, order, details)]
+
+        return await outcomes.decide(self._database, delivery, decision, last=_give_back)
+
+    async def unknown(self, delivery: Delivery) -> None:
+        """Records that the gateway answered and that did not settle the charge. No outcome: a replay goes on from it.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                "update orders set payment_status = $2 where order_id = $1 and status = $3",
+                delivery.event.order.order_id,
+                PaymentStatus.PAYMENT_STATUS_UNKNOWN,
+                OrderStatus.ORDER_STATUS_PROCESSING,
+            )
+            await connection.execute(
+                "update payments set state = 'unknown', update_time = $2 where order_id = $1 and state = 'intended'",
+                delivery.event.order.order_id,
+                self._now(),
+            )
+
+    async def _book_capture(
+        self, connection: "Connection", order_id: str, gateway_reference: str, now: datetime.datetime
+    ) -> None:
+        await connection.execute(
+            "with booked as (update payments set state = 'captured', gateway_reference = $2, update_time = $3"
+            " where order_id = $1 returning amount_minor, currency_code)"
+            " insert into payment_entries (order_id, kind, amount_minor, currency_code, gateway_reference, entry_time)"
+            " select $1, 'capture', amount_minor, currency_code, $2, $3 from booked on conflict do nothing",
+            order_id,
+            gateway_reference,
+            now,
+        )
+
+
+async def _nothing(_: "Connection") -> list[OrderEvent]:
+    return []
+
+
+async def _sell(connection: "Connection", paid: OrderEvent) -> None:
+    await stock.sell(connection, paid.order.items)
+
+
+async def _give_back(connection: "Connection", failed: OrderEvent) -> None:
+    await stock.give_back(connection, failed.order.items)

@@ -1,0 +1,170 @@
+"""`orderflow dev` as a person runs it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_HEALTHY = re.compile(r"all healthy after ([0-9.]+) s")
+
+
+class Dev:
+    """A running `orderflow dev`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.text = ""
+
+    async def read_until(self, pattern: str, *, within: float) -> re.Match[str]:
+        """Returns the first match in the output so far and to come."""
+        assert self.process.stdout is not None
+        try:
+            async with asyncio.timeout(within):
+                while (match := re.search(pattern, self.text)) is None:
+                    chunk = await self.process.stdout.read(4096)
+                    assert chunk, f"it ended: {self.text}"
+                    self.text += chunk.decode()
+        except TimeoutError:
+            raise AssertionError(f"no {pattern!r} within {within} s in: {self.text}") from None
+        return match
+
+    def family(self) -> list[psutil.Process]:
+        """Returns the supervisor's child processes; every one is in a session of its own."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cli", "dev", *arguments]
+
+
+def environment(state: pathlib.Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORDERFLOW_")}
+    path = os.pathsep.join(str(_ROOT / part) for part in ("", "generated", "clients"))
+    return {**kept, "PYTHONPATH": path, "ORDERFLOW_STATE_DIR": str(state), **more}
+
+
+@contextlib.asynccontextmanager
+async def running(state: pathlib.Path, *arguments: str) -> AsyncIterator[Dev]:
+    process = await asyncio.create_subprocess_exec(
+        *command("--random-ports", *arguments),
+        env=environment(state),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    dev = Dev(process)
+    try:
+        yield dev
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(process.communicate(), 60)
+
+
+async def run(state: pathlib.Path, *arguments: str, **more: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *command(*arguments),
+        env=environment(state, **more),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def gone(processes: list[psutil.Process], *, within: float) -> None:
+    alive = await asyncio.to_thread(lambda: psutil.wait_procs(processes, timeout=within)[1])
+    assert not alive, [each.name() for each in alive]
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("dev")
+
+
+async def test_first_start_shows_three_lives_and_ctrl_c_leaves_nothing(state: pathlib.Path) -> None:
+    async with running(state) as dev:
+        await dev.read_until(r"\(paid\): CREATED → PROCESSING → PAID\n", within=60)
+        await dev.read_until(r"\(declined\): CREATED → PROCESSING → PAYMENT_FAILED\n", within=5)
+        await dev.read_until(r"\(out of stock\): CREATED → REJECTED\n", within=5)
+        await dev.read_until("Ctrl-C ends it", within=5)
+        order_id = dev.text.split("order ")[1].split(" ")[0]
+
+        mail = [path.read_text() for path in (state / "mail").iterdir()]
+        about = [each for each in mail if order_id in each]
+        assert len(about) == 6, "three events, by e-mail and by text message"
+        assert sum("X-Envelope-To: customer@example.com" in each for each in about) == 3
+
+        code, table = await run(state, "status")
+        assert code == 0
+        assert "payment-processor" in table
+        code, listing = await run(state, "status", "-o", "json")
+        rows = json.loads(listing)
+        assert code == 0
+        assert {row["health"] for row in rows} == {"healthy"}
+        assert {"kafka", "postgres", "server", "projector"} <= {row["process"] for row in rows}
+        assert all(row["address"] and row["version"] and row["pid"] for row in rows)
+        code, variables = await run(state, "status", "-o", "env")
+        assert code == 0
+        assert "ORDERFLOW_KAFKA_BOOTSTRAP=127.0.0.1:" in variables
+
+        code, refusal = await run(state, "--random-ports")
+        assert code == 1
+        assert "already runs" in refusal
+
+        family = dev.family()
+        assert len(family) >= 10
+        os.killpg(dev.process.pid, signal.SIGINT)  # as the terminal does: the whole foreground group
+        await dev.read_until("stopped\n", within=45)
+        await asyncio.wait_for(dev.process.wait(), 10)
+        await gone(family, within=1)
+        assert dev.process.returncode == 0
+    code, _ = await run(state, "status")
+    assert code == 1
+
+
+async def test_second_start_is_quick_and_a_killed_supervisor_leaves_nothing(state: pathlib.Path) -> None:
+    async with running(state, "--no-samples") as dev:
+        assert float((await dev.read_until(_HEALTHY.pattern, within=60)).group(1)) < 15
+        family = dev.family()
+        os.kill(dev.process.pid, signal.SIGKILL)
+        await dev.process.wait()
+        await gone(family, within=15)
+    async with running(state, "--no-samples") as dev:
+        await dev.read_until(_HEALTHY.pattern, within=60)
+        process = next(each for each in dev.family() if "payment-processor" in each.cmdline())
+        process.kill()
+        await dev.read_until("payment-processor ended with exit code -9; starting it again", within=10)
+
+        started = time.monotonic()
+        while (await run(state, "status"))[0] != 0:
+            assert time.monotonic() - started < 30, "the payment processor does not come back"
+
+
+async def test_a_port_in_use_is_named(tmp_path: pathlib.Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, text = await run(tmp_path, "--random-ports", "--listen", str(port))
+    assert code == 1
+    assert f"port {port} (gRPC) is in use" in text
+
+
+async def test_a_wrong_setting_stops_the_start_with_its_name(tmp_path: pathlib.Path) -> None:
+    code, text = await run(tmp_path, ORDERFLOW_WORKER_ATTEMPTS="many", ORDERFLOW_KAFKA_BOOTSTRP="x")
+    assert code == 1
+    assert "ORDERFLOW_WORKER_ATTEMPTS" in text
+    assert "did you mean ORDERFLOW_KAFKA_BOOTSTRAP" in text

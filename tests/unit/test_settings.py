@@ -1,0 +1,89 @@
+"""Settings: a wrong or unknown one is named, and no secret is shown."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import settings
+from cli import settings_page
+from settings import SettingsError
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(settings.PREFIX):
+            monkeypatch.delenv(name)
+
+
+def test_defaults() -> None:
+    loaded = settings.load()
+    assert loaded.kafka.bootstrap == "127.0.0.1:9092"
+    assert loaded.worker.attempts == 3
+    assert loaded.server.time_to_pay.total_seconds() == 3600
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_KAFKA_BOOTSTRAP", "broker:1")
+    monkeypatch.setenv("ORDERFLOW_DATABASE_URL", "postgresql://u:p@h/d")
+    monkeypatch.setenv("ORDERFLOW_GATEWAY_KEY_WINDOW_HOURS", "0.5")
+    monkeypatch.setenv("ORDERFLOW_STATE_DIR", "/tmp/state")
+    loaded = settings.load()
+    assert loaded.kafka.bootstrap == "broker:1"
+    assert loaded.database.url.get_secret_value() == "postgresql://u:p@h/d"
+    assert loaded.gateway.key_window_hours == 0.5
+
+
+def test_everything_wrong_is_named_at_once_with_what_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_WORKER_ATTEMPTS", "0")
+    monkeypatch.setenv("ORDERFLOW_WORKER_DRAIN_SECONDS", "30")
+    monkeypatch.setenv("ORDERFLOW_DATABASE_COMMAND_TIMEOUT", "soon")
+    monkeypatch.setenv("ORDERFLOW_KAFKA_SECURITY_PROTOCOL", "TLS")
+    with pytest.raises(SettingsError) as refused:
+        settings.load()
+    lines = str(refused.value).splitlines()[1:]
+    assert [line.strip().partition(":")[0] for line in lines] == [
+        "ORDERFLOW_DATABASE_COMMAND_TIMEOUT",
+        "ORDERFLOW_KAFKA_SECURITY_PROTOCOL",
+        "ORDERFLOW_WORKER_ATTEMPTS",
+        "ORDERFLOW_WORKER_DRAIN_SECONDS",
+    ]
+    assert all("Expected: " in line for line in lines)
+    assert "soon" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("ORDERFLOW_KAFKA_BOOTSTRAPS", "; did you mean ORDERFLOW_KAFKA_BOOTSTRAP?"),
+        ("ORDERFLOW_WORKER_ATEMPTS", "; did you mean ORDERFLOW_WORKER_ATTEMPTS?"),
+        ("ORDERFLOW_QQQQQQQQQQQQQQQQQ", ""),
+    ],
+)
+def test_an_unknown_one_is_named_with_its_neighbour(
+    monkeypatch: pytest.MonkeyPatch, name: str, suggestion: str
+) -> None:
+    monkeypatch.setenv(name, "secret-value")
+    with pytest.raises(SettingsError) as refused:
+        settings.load()
+    assert str(refused.value) == f"Wrong settings:\n  {name}: no such setting{suggestion}"
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_DATABASE_URL", "postgresql://u:topsecret@h/d")
+    monkeypatch.setenv("ORDERFLOW_KAFKA_SASL_PASSWORD", "topsecret")
+    assert "topsecret" not in repr(settings.load())
+
+
+def test_every_variable_has_a_description_that_fits_a_table() -> None:
+    for name, (_, _, field) in settings.variables().items():
+        assert field.description, name
+        assert not set("|\n") & set(field.description), name
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="docs/settings.md is not there yet")
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == settings_page.page(), "run `orderflow settings > docs/settings.md`"

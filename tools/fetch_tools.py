@@ -1,0 +1,56 @@
+"""Fetches the programs that the tests use beside ours, where this machine can: those that people debug with.
+
+grpcurl and grpc-health-probe are built by Go, kcat comes from Debian's packages. Where one cannot be had, the tests
+that need it are skipped and say so.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+GO_TOOLS = {
+    "grpcurl": "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4",
+    "grpc-health-probe": "github.com/grpc-ecosystem/grpc-health-probe@v0.4.61",
+}
+
+
+def folder() -> pathlib.Path:
+    """Returns where fetched programs are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "orderflow" / "tools"
+
+
+def find(name: str) -> str | None:
+    """Returns the program's path: fetched, or installed on this machine."""
+    fetched = folder() / name
+    return str(fetched) if fetched.exists() else shutil.which(name)
+
+
+def main() -> None:
+    """Fetches what is missing."""
+    folder().mkdir(parents=True, exist_ok=True)
+    for name, module in GO_TOOLS.items():
+        if find(name) is None and shutil.which("go"):
+            _try(f"building {name} (once, up to a minute)", ["go", "install", module], {"GOBIN": str(folder())})
+    if find("kcat") is None and shutil.which("apt-get") and os.geteuid() == 0:
+        _try("updating Debian's package lists", ["apt-get", "update", "-qq"], {})
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "kcat"]
+        _try("installing kcat", install, {"DEBIAN_FRONTEND": "noninteractive"})
+    missing = [name for name in (*GO_TOOLS, "kcat") if find(name) is None]
+    if missing:
+        print(f"not to be had here: {', '.join(missing)}; tests that need them are skipped", file=sys.stderr)  # noqa: T201
+
+
+def _try(what: str, command: list[str], environment: dict[str, str]) -> None:
+    print(what, file=sys.stderr)  # noqa: T201
+    done = subprocess.run(  # noqa: S603
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=600
+    )
+    if done.returncode:
+        print(f"failed: {done.stderr.strip()[-500:]}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The workers: one short module each, with the payment gateways and the notification channels beside them."""

@@ -1,0 +1,341 @@
+"""A worker process: the only place that builds its collaborators.
+
+What only one worker needs is imported where that worker is built: a process starts without the others' libraries.
+"""
+
+import asyncio
+import dataclasses
+import datetime
+import functools
+import os
+import pathlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+import grpc.aio
+from aiokafka.errors import KafkaError
+
+from domain.failures import DependencyDown
+from messaging import groups, topic_admin
+from messaging.reachability import KafkaMonitor
+from messaging.runtime import WorkerRuntime
+from messaging.topics import Topic, retry_topics
+from messaging.worker import Handler, Limits, WorkerSpec
+from orderflow.orders.v1.order_pb2 import NotificationChannel
+from settings import Settings, SettingsError
+from storage import migrate
+from storage.consumer_groups import ConsumerGroups
+from storage.database import AWAY, Database
+from storage.replay_claims import ReplayClaims
+from telemetry import logs, metrics, process
+from telemetry.health import Health
+
+if TYPE_CHECKING:
+    from workers.channels.channel import Channel
+    from workers.gateways.gateway import PaymentGateway
+    from workers.notification_service import Ambiguous, NotificationService
+
+log = logs.get()
+
+_RETRY_SECONDS: Final = 1.0
+
+
+class Runtime(Protocol):
+    """What a worker process runs."""
+
+    @property
+    def registers(self) -> tuple[Topic, ...]:
+        """The topics that the group commits offsets of on Kafka; none where its offsets live elsewhere."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can make progress."""
+        ...
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then drains."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What every worker is built from."""
+
+    settings: Settings
+    database: Database
+    client_id: str
+    limits: Limits
+
+    def runtime(self, spec: WorkerSpec, handle: Handler, limits: Limits | None = None) -> WorkerRuntime:
+        return WorkerRuntime(
+            spec,
+            handle,
+            kafka=self.settings.kafka,
+            limits=limits or self.limits,
+            client_id=self.client_id,
+            tiers=retry_topics(spec.group, self.settings.kafka.retry_delay_seconds),
+            claim=ReplayClaims(self.database, spec.group).claim,
+        )
+
+
+def now() -> datetime.datetime:
+    """Returns the time, aware, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+@asynccontextmanager
+async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
+    from storage.order_decisions import OrderDecisions
+    from workers import order_processor
+
+    decisions = OrderDecisions(parts.database, now=now)
+    yield parts.runtime(order_processor.SPEC, functools.partial(order_processor.handle, decisions=decisions))
+
+
+@asynccontextmanager
+async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
+    from storage.payment_decisions import PaymentDecisions
+    from workers import payment_processor
+
+    settings = parts.settings.gateway
+    gateway = _guarded(_gateway(parts.settings), parts.settings)
+    handle = functools.partial(
+        payment_processor.handle,
+        decisions=PaymentDecisions(parts.database, now=now),
+        gateway=gateway,
+        key_window=datetime.timedelta(hours=settings.key_window_hours),
+        now=now,
+    )
+    try:
+        yield parts.runtime(payment_processor.SPEC, handle)
+    finally:
+        await gateway.aclose()
+
+
+def _gateway(settings: Settings) -> "PaymentGateway":
+    if settings.gateway.kind == "remote":
+        from workers.gateways.remote import HttpGateway
+
+        return HttpGateway(
+            settings.gateway.url,
+            connect_timeout=settings.gateway.connect_timeout,
+            total_timeout=settings.gateway.timeout,
+        )
+
+    from workers.gateways.simulated import SimulatedGateway
+
+    return SimulatedGateway(
+        latency=settings.gateway.simulated_latency_ms / 1000,
+        benchmark_declines=settings.gateway.simulated_decline_every_50th,
+    )
+
+
+def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":
+    from workers.gateways.guard import GuardedGateway
+
+    states = ("closed", "open", "half_open")
+
+    def show(state: str) -> None:
+        for each in states:
+            metrics.BREAKER_STATE.labels("gateway", each).set(each == state)
+
+    def changed(old: str, new: str) -> None:
+        log.warning("gateway.breaker", old=old, new=new)
+        show(new)
+
+    show("closed")
+    return GuardedGateway(
+        gateway,
+        fail_max=settings.gateway.breaker_failures,
+        reset_timeout=settings.gateway.breaker_reset_seconds,
+        on_transition=changed,
+        on_call=lambda outcome: metrics.BREAKER_CALLS.labels("gateway", outcome).inc(),
+    )
+
+
+@asynccontextmanager
+async def _notification_email(parts: _Parts) -> AsyncIterator[Runtime]:
+    from workers import notification_service
+    from workers.channels.email import EmailChannel
+    from workers.channels.smtp_pool import SmtpServer
+
+    settings = parts.settings.email
+    channel = EmailChannel(
+        SmtpServer(
+            host=settings.host,
+            port=settings.port,
+            tls=settings.tls,
+            username=settings.username,
+            password=settings.password.get_secret_value() if settings.password else None,
+            timeout_seconds=settings.timeout,
+        ),
+        sender=settings.sender,
+        send_limit_seconds=settings.timeout,
+        connections=settings.connections,
+    )
+    # More would only wait for a connection, and that counts as the server being away.
+    limits = dataclasses.replace(
+        parts.limits, max_in_flight=min(parts.limits.max_in_flight, max(settings.connections // 2, 1))
+    )
+    service = _notification_service(
+        parts, NotificationChannel.NOTIFICATION_CHANNEL_EMAIL, channel, parts.settings.notification.email_ambiguous
+    )
+    try:
+        yield parts.runtime(notification_service.EMAIL_SPEC, service.handle, limits)
+    finally:
+        await channel.aclose()
+
+
+@asynccontextmanager
+async def _notification_sms(parts: _Parts) -> AsyncIterator[Runtime]:
+    from workers import notification_service
+    from workers.channels.sms import FolderSmsChannel
+
+    channel = FolderSmsChannel(pathlib.Path(parts.settings.sms.folder))
+    service = _notification_service(
+        parts, NotificationChannel.NOTIFICATION_CHANNEL_SMS, channel, parts.settings.notification.sms_ambiguous
+    )
+    try:
+        yield parts.runtime(notification_service.SMS_SPEC, service.handle)
+    finally:
+        await channel.aclose()
+
+
+def _notification_service(
+    parts: _Parts, which: NotificationChannel, channel: "Channel", ambiguous: "Ambiguous"
+) -> "NotificationService":
+    from storage.notification_intents import NotificationIntents
+    from workers.channels.rendering import Renderer
+    from workers.notification_service import NotificationService
+
+    return NotificationService(
+        which=which,
+        channel=channel,
+        renderer=Renderer(
+            message_id_domain=parts.settings.email.message_id_domain, shop_name=parts.settings.notification.shop_name
+        ),
+        intents=NotificationIntents(parts.database, which),
+        ambiguous=ambiguous,
+        max_age=datetime.timedelta(hours=parts.settings.notification.max_age_hours),
+        now=now,
+    )
+
+
+@asynccontextmanager
+async def _projector(parts: _Parts) -> AsyncIterator[Runtime]:
+    from messaging.projection import ProjectionRuntime
+    from storage.projection import Projection
+    from workers import projector
+
+    yield ProjectionRuntime(
+        group=projector.GROUP,
+        reads=projector.READS,
+        read_model=Projection(parts.database),
+        kafka=parts.settings.kafka,
+        client_id=parts.client_id,
+    )
+
+
+WORKERS: Final[dict[str, Callable[[_Parts], AbstractAsyncContextManager[Runtime]]]] = {
+    "order-processor": _order_processor,
+    "payment-processor": _payment_processor,
+    "notification-email": _notification_email,
+    "notification-sms": _notification_sms,
+    "projector": _projector,
+}
+
+
+async def work(name: str, settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the worker `name` of WORKERS until `stop` is set, then drains.
+
+    Raises:
+        SettingsError: an address cannot be listened on.
+        MigrationError: the database's migrations are not this version's.
+        GroupOffsetLostError: see messaging.partition.
+    """
+    client_id = f"{name}-{socket.gethostname()}-{os.getpid()}"
+    parts = _Parts(settings, Database(settings.database, application=name), client_id, _limits(settings))
+    monitor = KafkaMonitor(settings.kafka, client_id=client_id)
+    async with AsyncExitStack() as stack:
+        await parts.database.open()
+        stack.push_async_callback(parts.database.close)
+        runtime = await stack.enter_async_context(WORKERS[name](parts))
+        health = Health((), lambda: monitor.is_reachable and runtime.is_ready)
+        address = await _serve_health(health, settings.worker.health_listen, stack)
+        metrics_address = stack.enter_context(process.metrics_endpoint(settings.worker.metrics_listen))
+        tasks = [asyncio.create_task(monitor.run()), asyncio.create_task(health.run())]
+        stack.push_async_callback(_cancelled, tasks)
+        log.info("process.started", worker=name, health=address, metrics=metrics_address)
+        if await _set_up(parts, name, runtime.registers, stop):
+            running = asyncio.create_task(runtime.run(stop), name=name)
+            try:
+                await process.until_stopped_or_failed(stop, running, *tasks)
+            finally:
+                await health.stop()
+                stop.set()
+                await running
+
+
+def _limits(settings: Settings) -> Limits:
+    worker = settings.worker
+    return Limits(
+        max_in_flight=worker.max_in_flight,
+        attempts=worker.attempts,
+        retry_limit=worker.retry_limit,
+        backoff_base=worker.backoff_base,
+        backoff_cap=worker.backoff_cap,
+        handling=worker.handling_limit,
+        drain=worker.drain_seconds,
+        transaction=worker.transaction_timeout,
+        dependency_probe_cap=worker.dependency_probe_cap,
+    )
+
+
+async def _serve_health(health: Health, listen: str, stack: AsyncExitStack) -> str:
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    health.add_to(server)
+    host, _ = process.split(listen)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise SettingsError(f"ORDERFLOW_WORKER_HEALTH_LISTEN: cannot listen on {listen}; is the port in use?")
+    await server.start()
+    stack.push_async_callback(server.stop, 0.5)
+    return f"{host}:{port}"
+
+
+async def _set_up(parts: _Parts, name: str, registers: tuple[Topic, ...], stop: asyncio.Event) -> bool:
+    """Waits until Kafka and PostgreSQL answer and are set up, and registers the group. False: told to stop before."""
+    kafka = parts.settings.kafka
+    while not stop.is_set():
+        try:
+            if missing := [drift.topic for drift in await topic_admin.plan(kafka) if drift.what in _FATAL_DRIFT]:
+                waits_for = f"topics {', '.join(missing)}: run `orderflow topics apply`"
+            elif await migrate.pending(parts.settings.database):
+                waits_for = "migrations: run `orderflow db migrate`"
+            else:
+                await groups.ensure_known(
+                    ConsumerGroups(parts.database), group=name, topics=registers, kafka=kafka, client_id=parts.client_id
+                )
+                return True
+        except (KafkaError, DependencyDown, *AWAY) as error:
+            waits_for = repr(error)
+        log.warning("worker.waiting", worker=name, waits_for=waits_for)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await stop.wait()
+    return False
+
+
+_FATAL_DRIFT: Final = ("topic", "partitions")
+
+
+async def _cancelled(tasks: list["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""Ways to tell a customer: the seam in `channel`, and one module per channel."""
