@@ -1,13 +1,16 @@
 """Everything that touches private attributes of aiokafka, whose version is pinned for it. Each has a test."""
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
+    KafkaConnectionError,
     KafkaError,
     NotCoordinatorForGroupError,
     for_code,
@@ -23,6 +26,34 @@ from aiokafka.protocol.transaction import (
 import fault_points
 
 _TRANSACTIONAL: Final = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
+
+
+def _telling(send: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(send)
+    def telling(connection: AIOKafkaConnection, *arguments: Any, **options: Any) -> Any:
+        try:
+            return send(connection, *arguments, **options)
+        except KafkaError:
+            raise  # a RuntimeError too
+        except RuntimeError as error:
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise KafkaConnectionError(f"{connection!r} broken: {error}") from error
+
+    return telling
+
+
+_SEND: Final = _telling(AIOKafkaConnection.send)
+_SEND_SASL_TOKEN: Final = _telling(AIOKafkaConnection._send_sasl_token)
+
+
+def tell_closed_connections() -> None:
+    """Makes a request on a connection that has just closed fail as aiokafka expects, for every client of the process.
+
+    It expects OSError, and uvloop raises RuntimeError. That ended a client's metadata task, after which every request
+    that needs metadata waits for ever, or the whole consumer.
+    """
+    AIOKafkaConnection.send = _SEND
+    AIOKafkaConnection._send_sasl_token = _SEND_SASL_TOKEN
 
 
 async def read_committed(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, str] | None:

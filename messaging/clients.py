@@ -8,7 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.helpers import create_ssl_context
 
-from messaging import header_names
+from messaging import aiokafka_internals, header_names
 from messaging.topics import DEAD_LETTERS
 from settings import KafkaSettings
 
@@ -17,6 +17,7 @@ _REQUEST_TIMEOUT_MS = 40_000
 
 
 def _connection(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
+    aiokafka_internals.tell_closed_connections()
     connection: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap,
         "client_id": client_id,

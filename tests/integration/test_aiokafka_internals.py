@@ -6,9 +6,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, RequestTimedOutError
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaConnectionError,
+    RequestTimedOutError,
+)
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import EndTxnRequest
 from aiokafka.structs import OffsetAndMetadata
 
@@ -153,3 +162,35 @@ async def test_clients_are_discarded_in_time_while_the_broker_hangs(kafka_broker
         pending.cancel()
     finally:
         kafka_broker.resume()
+
+
+async def lost_unnoticed(client: AIOKafkaClient) -> AIOKafkaConnection:
+    """Loses the client's connection in the middle of an answer, as if the task that reads had no turn since."""
+    (connection,) = client._conns.values()
+    connection._read_task.cancel()
+    connection._reader.feed_data(b"\0")
+    connection._writer.transport.abort()
+    while not connection._reader._eof:  # noqa: ASYNC110  (the loop has no event for it)
+        await asyncio.sleep(0)
+    assert connection.connected()
+    return connection
+
+
+def test_a_connection_lost_under_uvloop_says_so_and_metadata_comes_again(kafka: KafkaSettings) -> None:
+    async def lose_connections() -> None:
+        consumer = clients.consumer(kafka, client_id="tests", group=None)
+        async with asyncio.timeout(20), engines.started(consumer):
+            await consumer.topics()
+            client = consumer._client
+            connection = await lost_unnoticed(client)
+            with pytest.raises(KafkaConnectionError):
+                await connection.send(MetadataRequest([]))
+            while not await client.force_metadata_update():
+                assert not client._sync_task.done()
+
+            await lost_unnoticed(client)
+            while not await client.force_metadata_update():
+                assert not client._sync_task.done()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(lose_connections())
