@@ -60,10 +60,17 @@ class DependencyGate:
 
     def answered(self, *, probe: bool) -> None:
         """A record got an answer, whatever it was. The probe's opens the gate."""
-        if probe and self.down is not None:
-            log.info("worker.dependency.up", group=self._group, dependency=self.down.dependency)
+        if probe:
+            if self.down is not None:
+                log.info("worker.dependency.up", group=self._group, dependency=self.down.dependency)
             self.down = None
             self.withdrawn()
+
+    def nothing_waits(self) -> None:
+        """No record is left that could probe: the next one finds out, and until then nothing is known to be away."""
+        if self.down is not None:
+            log.info("worker.dependency.unprobed", group=self._group, dependency=self.down.dependency)
+            self.down = None
 
     def withdrawn(self) -> None:
         """The probe was given up, or is over: the next record may probe."""

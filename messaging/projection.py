@@ -5,6 +5,7 @@ Invariants (semantics 32):
   process that lost the partition writes nothing.
 - The position kept is the consumer's, past transaction markers, not the last offset plus one.
 - A record that cannot be read is recorded in the database and passed; nothing is written to Kafka.
+- A consumer with which a partition does not open is replaced: it is never alive and idle.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -24,7 +25,7 @@ from domain.failures import DependencyDown, Failure
 from domain.projection import PositionMoved, ProjectionBatch
 from domain.records import Coordinates
 from messaging import aiokafka_internals, clients, dead_letters, envelope, retry
-from messaging.partition import GroupOffsetLostError
+from messaging.partition import ConsumerStuckError, GroupOffsetLostError
 from messaging.topics import DEAD_LETTERS, Topic
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from settings import KafkaSettings
@@ -36,6 +37,7 @@ _POLL_MS: Final = 200
 _MOST_RECORDS: Final = 2_000
 _RETRY_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 1.0
+_LAST_BATCH_SECONDS: Final = 1.0
 
 
 class ReadModel(Protocol):
@@ -65,16 +67,20 @@ class ProjectionRuntime:
         read_model: ReadModel,
         kafka: KafkaSettings,
         client_id: str,
+        opening_seconds: float = 45.0,
     ) -> None:
-        """Connects nothing."""
+        """Connects nothing. `opening_seconds` is above what one request of opening a partition may take."""
         self._group = group
         self._reads = reads
         self._read_model = read_model
         self._kafka = kafka
         self._client_id = client_id
+        self._opening_seconds = opening_seconds
         self._positions: dict[TopicPartition, int] = {}
         self._written: dict[TopicPartition, float] = {}
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._failure: asyncio.Future[None] | None = None
+        self._consumer: AIOKafkaConsumer | None = None
         self._down = False
         self._joined = False
         self._assignment = 0
@@ -96,30 +102,51 @@ class ProjectionRuntime:
             GroupOffsetLostError: the topic no longer holds what comes next: records would be lost silently.
             KafkaError: one that does not pass by itself.
         """
-        consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._group)
-        try:
-            while not stop.is_set():
-                try:
-                    await consumer.start()
-                    break
-                except KafkaError as error:
-                    log.warning("worker.waiting", worker=self._group, waits_for="kafka", error=repr(error))
-                    await aiokafka_internals.discard_consumer(consumer, seconds=2)
-                    await asyncio.sleep(_RETRY_SECONDS)
-                    consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._group)
-            if not stop.is_set():
-                consumer.subscribe([topic.name for topic in self._reads], listener=_Rebalances(self, consumer))
-            while not stop.is_set():
-                await self._poll(consumer)
-        finally:
-            self._joined = False
-            self.revoke()
-            await aiokafka_internals.discard_consumer(consumer, seconds=5)
+        while (consumer := await self._start_consumer(stop)) is not None:
+            self._consumer = consumer
+            self._failure = asyncio.get_running_loop().create_future()
+            stopping = asyncio.create_task(stop.wait())
+            polling = asyncio.create_task(self._keep_polling(consumer, stop))
+            try:
+                # Beside it: during a rebalance a poll may wait for ever, and a failure must be noticed all the same.
+                ends: list[asyncio.Future[Any]] = [self._failure, polling, stopping]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for ended in ends:
+                    if ended.done():
+                        ended.result()
+            except ConsumerStuckError as error:
+                log.warning("worker.consumer.replaced", worker=self._group, error=str(error))
+            finally:
+                self._joined = False
+                self._consumer = None
+                stopping.cancel()
+                # A batch that is being written may end; a poll may never.
+                await asyncio.wait([polling], timeout=_LAST_BATCH_SECONDS)
+                polling.cancel()
+                await asyncio.wait([polling])
+                self.revoke()
+                await aiokafka_internals.discard_consumer(consumer, seconds=5)
+
+    async def _start_consumer(self, stop: asyncio.Event) -> AIOKafkaConsumer | None:
+        while not stop.is_set():
+            consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._group)
+            try:
+                await consumer.start()
+                return consumer
+            except KafkaError as error:
+                log.warning("worker.waiting", worker=self._group, waits_for="kafka", error=repr(error))
+                await aiokafka_internals.discard_consumer(consumer, seconds=2)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_SECONDS):
+                        await stop.wait()
+        return None
+
+    async def _keep_polling(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
+        consumer.subscribe([topic.name for topic in self._reads], listener=_Rebalances(self, consumer))
+        while not stop.is_set():
+            await self._poll(consumer)
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
-        for task in self._opening.values():
-            if task.done():
-                task.result()
         try:
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
         except KafkaError as error:
@@ -181,6 +208,8 @@ class ProjectionRuntime:
 
     def assign(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Opens each partition in a task of its own. Must not await: no heartbeat is sent meanwhile."""
+        if self._consumer is None or consumer is not self._consumer:
+            return  # it is being closed: a join that was under way has ended after all
         self._joined = True
         self._assignment += 1
         metrics.REBALANCES.labels(self._group).inc()
@@ -202,20 +231,28 @@ class ProjectionRuntime:
         consumer.seek(partition, 0)  # a placeholder, so that aiokafka looks for no offset by itself
         if (earlier := self._opening.pop(partition, None)) is not None:
             earlier.cancel()
-        self._opening[partition] = asyncio.create_task(self._open(consumer, partition))
+        self._opening[partition] = opening = asyncio.create_task(self._open(consumer, partition))
+        opening.add_done_callback(self._opened)
+
+    def _opened(self, opening: "asyncio.Task[None]") -> None:
+        failed = not opening.cancelled() and opening.exception()
+        if failed and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(failed)
 
     async def _open(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
         while True:
             try:
                 position = await self._read_model.position(partition.topic, partition.partition)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(self._opening_seconds):
                     first = (await consumer.beginning_offsets([partition]))[partition]
                     last = (await consumer.end_offsets([partition]))[partition]
                 if position is None:
                     await self._read_model.begin(partition.topic, partition.partition, first)
                     continue
                 break
-            except (DependencyDown, KafkaError, TimeoutError) as error:
+            except TimeoutError as error:
+                raise ConsumerStuckError(f"{partition} did not open in {self._opening_seconds} s") from error
+            except (DependencyDown, KafkaError) as error:
                 if isinstance(error, KafkaError) and not error.retriable:
                     raise
                 log.info("worker.waiting", worker=self._group, waits_for=repr(error))

@@ -88,7 +88,11 @@ class Publisher:
                     await producer.start()
                 self._producer, self._waiting = producer, _Waiting()
                 return
-            except (KafkaError, TimeoutError):
+            except asyncio.CancelledError:
+                await aiokafka_internals.discard_producer(producer)
+                raise
+            except Exception as error:  # nobody awaits this task, and without a producer the server takes no order
+                log.warning("publisher.waiting", error=repr(error))
                 await aiokafka_internals.discard_producer(producer)
                 await asyncio.sleep(_RETRY_SECONDS)
 
@@ -186,6 +190,7 @@ class Publisher:
         """Delivers what is pending, within a limit, and closes."""
         if self._starting is not None:
             self._starting.cancel()
+            await asyncio.wait([self._starting])
         producer, self._producer = self._producer, None
         if producer is not None:
             await aiokafka_internals.discard_producer(producer, flush_seconds=_FLUSH_SECONDS)

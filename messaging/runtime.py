@@ -53,6 +53,7 @@ class WorkerRuntime:
         self._runners: dict[TopicPartition, tuple[PartitionRunner, asyncio.Task[None]]] = {}
         self._paused: set[TopicPartition] = set()
         self._refused: dict[Coordinates, Failure] = {}
+        self._consumer: AIOKafkaConsumer | None = None
         self._joined = False
         self._fatal: BaseException | None = None
         self._runner_ended = asyncio.Event()
@@ -78,23 +79,27 @@ class WorkerRuntime:
             consumer = await self._start_consumer(stop)
             if consumer is None:
                 return
+            self._consumer = consumer
             lag = asyncio.create_task(self._report_lag(consumer))
+            stopping = asyncio.create_task(stop.wait())
             polling = asyncio.create_task(self._keep_polling(consumer, stop))
             try:
-                while not polling.done():
+                while not (polling.done() or stopping.done()):
                     # Beside it: during a rebalance a poll may wait for ever, and an end must be noticed all the same.
                     ended = asyncio.create_task(self._runner_ended.wait())
-                    await asyncio.wait([polling, ended], return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait([polling, ended, stopping], return_when=asyncio.FIRST_COMPLETED)
                     ended.cancel()
                     self._runner_ended.clear()
                     self._raise_fatal()
-                polling.result()
+                if polling.done():
+                    polling.result()
             except ConsumerStuckError as error:
                 log.warning("worker.consumer.replaced", worker=self._spec.group, error=str(error))
             finally:
                 self._joined = False
-                lag.cancel()
-                polling.cancel()
+                self._consumer = None
+                for task in (lag, stopping, polling):
+                    task.cancel()
                 await asyncio.wait([polling])
                 await self.revoke(list(self._runners))
                 await aiokafka_internals.discard_consumer(consumer, seconds=5)
@@ -122,7 +127,8 @@ class WorkerRuntime:
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         try:
-            # Inline and never cancelled: the position moves when it returns, so a lost result is a skipped record.
+            # Cancelled only when the consumer ends: the position moves when it returns, so a lost result is a skipped
+            # record.
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
         except KafkaError as error:
             if not error.retriable:
@@ -148,10 +154,13 @@ class WorkerRuntime:
             elif partition not in self._paused:
                 self._paused.add(partition)
                 consumer.pause(partition)
+        unfinished = sum(runner.unfinished for runner, _ in self._runners.values())
+        if not unfinished:
+            self._gate.nothing_waits()
         down = self._gate.down is not None
         metrics.PAUSED.labels(self._spec.group, "dependency_down").set(len(self._paused) if down else 0)
         metrics.PAUSED.labels(self._spec.group, "busy").set(0 if down else len(self._paused))
-        metrics.IN_FLIGHT.labels(self._spec.group).set(sum(runner.unfinished for runner, _ in self._runners.values()))
+        metrics.IN_FLIGHT.labels(self._spec.group).set(unfinished)
 
     def _raise_fatal(self) -> None:
         if self._fatal is not None:
@@ -164,6 +173,8 @@ class WorkerRuntime:
 
     def assign(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Starts a runner for each partition. Must not await: no heartbeat is sent meanwhile."""
+        if self._consumer is None or consumer is not self._consumer:
+            return  # it is being closed: a join that was under way has ended after all
         self._joined = True
         metrics.REBALANCES.labels(self._spec.group).inc()
         for partition in partitions:

@@ -97,12 +97,13 @@ async def apply(kafka: KafkaSettings) -> list[Drift]:
                             raise TopicAdminError(f"{topic.name}: {message or for_code(code).__name__}")
     finally:
         await admin.close()
-    async with asyncio.timeout(_SETTLE_SECONDS):
-        while True:
-            drift = await plan(kafka)
-            if not any(each.what == "topic" for each in drift):
-                return drift
-            await asyncio.sleep(0.1)  # brokers learn of a new topic a moment after it was created
+    settled_by = asyncio.get_running_loop().time() + _SETTLE_SECONDS
+    while True:
+        drift = await plan(kafka)
+        is_late = asyncio.get_running_loop().time() > settled_by
+        if is_late or not any(each.can_be_applied for each in drift):
+            return drift
+        await asyncio.sleep(0.1)  # brokers learn of a change a moment after it was made
 
 
 async def _create(admin: AIOKafkaAdminClient, topic: Topic, config: dict[str, str], replicas: int) -> None:

@@ -86,11 +86,24 @@ class Database:
         """
         assert self._pool is not None, "Database.open was not called"
         try:
-            async with self._turn(), self._pool.acquire(timeout=self._settings.connect_timeout) as connection:
+            async with self._turn(), self._acquired() as connection:
                 yield connection
                 self._answered = asyncio.get_running_loop().time()
         except AWAY as error:
             raise DependencyDown("postgres", type(error).__name__) from error
+
+    @contextlib.asynccontextmanager
+    async def _acquired(self) -> AsyncIterator["Connection"]:
+        """Lends a connection of the pool. A server that takes in nobody, whatever its reason, is away."""
+        assert self._pool is not None
+        try:
+            connection = await self._pool.acquire(timeout=self._settings.connect_timeout)
+        except asyncpg.PostgresError as error:
+            raise DependencyDown("postgres", type(error).__name__) from error
+        try:
+            yield connection
+        finally:
+            await self._pool.release(connection)
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

@@ -64,7 +64,7 @@ class OrderNotices:
                     await self._until_lost(connection, lost)
                 finally:
                     connection.terminate()
-            except AWAY as error:
+            except (*AWAY, asyncpg.PostgresError) as error:
                 reason = type(error).__name__
             else:
                 reason = "closed"

@@ -35,9 +35,8 @@ class Health:
         known: bool | None = None
         while True:
             serving = self._is_serving()
-            if serving != known:
+            if serving != known and await self._set(serving=serving):
                 known = serving
-                await self._set(serving=serving)
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def stop(self) -> None:
@@ -46,13 +45,18 @@ class Health:
             async with asyncio.timeout(_SET_SECONDS):
                 await self._servicer.enter_graceful_shutdown()
 
-    async def _set(self, *, serving: bool) -> None:
+    async def _set(self, *, serving: bool) -> bool:
+        """Tells whether all could be set; what could not is to be tried again."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        all_set = True
         for service in self._services:
             # A watcher that does not read holds the lock that set() needs.
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(_SET_SECONDS):
                     await self._servicer.set(service, status)
+            except TimeoutError:
+                all_set = False
+        return all_set
 
 
 def _add_reflection_v1(server: grpc.aio.Server, names: Sequence[str]) -> None:

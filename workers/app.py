@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logs.get()
 
 _RETRY_SECONDS: Final = 1.0
+_SET_UP_SECONDS: Final = 15.0
 
 
 class Runtime(Protocol):
@@ -314,15 +315,21 @@ async def _set_up(parts: _Parts, name: str, registers: tuple[Topic, ...], stop: 
     kafka = parts.settings.kafka
     while not stop.is_set():
         try:
-            if missing := [drift.topic for drift in await topic_admin.plan(kafka) if drift.what in _FATAL_DRIFT]:
-                waits_for = f"topics {', '.join(missing)}: run `orderflow topics apply`"
-            elif await migrate.pending(parts.settings.database):
-                waits_for = "migrations: run `orderflow db migrate`"
-            else:
-                await groups.ensure_known(
-                    ConsumerGroups(parts.database), group=name, topics=registers, kafka=kafka, client_id=parts.client_id
-                )
-                return True
+            # A look at Kafka may wait for as long as it is away, and hears no stop.
+            async with asyncio.timeout(_SET_UP_SECONDS):
+                if missing := [drift.topic for drift in await topic_admin.plan(kafka) if drift.what in _FATAL_DRIFT]:
+                    waits_for = f"topics {', '.join(missing)}: run `orderflow topics apply`"
+                elif await migrate.pending(parts.settings.database):
+                    waits_for = "migrations: run `orderflow db migrate`"
+                else:
+                    await groups.ensure_known(
+                        ConsumerGroups(parts.database),
+                        group=name,
+                        topics=registers,
+                        kafka=kafka,
+                        client_id=parts.client_id,
+                    )
+                    return True
         except (KafkaError, DependencyDown, *AWAY) as error:
             waits_for = repr(error)
         log.warning("worker.waiting", worker=name, waits_for=waits_for)

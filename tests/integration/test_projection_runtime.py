@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from devstack import KafkaBroker
 from domain.failures import DependencyDown
@@ -37,9 +37,14 @@ class Bench:
         for partition, offset in (await engines.ends(self.kafka, *topics.ALL)).items():
             await self.model.begin(partition.topic, partition.partition, offset)
 
-    def runtime(self, model: ReadModel | None = None) -> ProjectionRuntime:
+    def runtime(self, model: ReadModel | None = None, *, opening_seconds: float = 45.0) -> ProjectionRuntime:
         return ProjectionRuntime(
-            group=self.group, reads=topics.ALL, read_model=model or self.model, kafka=self.kafka, client_id="tests"
+            group=self.group,
+            reads=topics.ALL,
+            read_model=model or self.model,
+            kafka=self.kafka,
+            client_id="tests",
+            opening_seconds=opening_seconds,
         )
 
     async def until_revision(self, event: OrderEvent, *, seconds: float = engines.DEADLINE) -> None:
@@ -277,3 +282,22 @@ async def test_a_partition_that_was_never_read_begins_at_its_beginning(
     async with engines.running(bench.runtime()):
         # Whatever other tests left on the topics is projected too, or recorded as unreadable.
         await bench.until_revision(created)
+
+
+async def test_a_consumer_that_is_stuck_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = AIOKafkaConsumer.beginning_offsets
+    stuck: list[AIOKafkaConsumer] = []
+
+    async def hanging(consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        if not stuck or consumer in stuck:
+            stuck.append(consumer)
+            await asyncio.Event().wait()
+        found: dict[TopicPartition, int] = await ask(consumer, partitions)
+        return found
+
+    monkeypatch.setattr(AIOKafkaConsumer, "beginning_offsets", hanging)
+    events = life_of_an_order()
+    async with engines.running(bench.runtime(opening_seconds=2.0)):
+        await engines.send_events(bench.kafka, events)
+        await bench.until_revision(events[2])
+    assert len(set(map(id, stuck))) == 1

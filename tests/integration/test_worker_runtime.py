@@ -453,6 +453,24 @@ async def test_a_dependency_that_is_away_pauses_and_uses_up_nothing(worker: Work
     assert {delivery.attempt for delivery in worker.deliveries} == {1}
 
 
+async def test_a_worker_whose_waiting_records_went_to_another_knows_of_no_outage(
+    worker: Worker, outputs: Outputs
+) -> None:
+    async def away(_: Delivery) -> None:
+        raise DependencyDown("the test", "away")
+
+    worker.on_delivery = away
+    twin = Worker(worker.kafka, worker.group)
+    runtime, (event,) = worker.runtime(), events_on_first(1)
+    async with engines.running(runtime):
+        await engines.send_events(worker.kafka, [event])
+        await engines.eventually(lambda: worker.deliveries and not runtime.is_ready, "the outage is noticed")
+        # The assignor gives the first partition to the first of its members by name.
+        async with engines.running(twin.runtime(client_id="a twin")):
+            await outputs.exactly([event])
+            await engines.eventually(lambda: runtime.is_ready, "nothing is left to probe with")
+
+
 async def test_what_waits_for_a_dependency_is_given_up_at_once_on_a_stop(worker: Worker, outputs: Outputs) -> None:
     events = events_on_first(20)
 

@@ -191,3 +191,17 @@ async def test_a_record_whose_probe_failed_waits_behind_all_others(clock: _Clock
     clock.released.release()
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
     assert turns == ["stubborn", "good"]
+
+
+async def test_with_nobody_left_to_probe_the_next_record_finds_out(clock: _Clock) -> None:
+    gate = DependencyGate("test", probe_cap=5)
+    gate.failed(down(), probe=False)
+    clock.released.release()
+    assert await gate.admit()
+    gate.nothing_waits()
+    gate.answered(probe=True)
+    assert gate.down is None
+    assert await gate.admit() is False
+    gate.failed(down(), probe=False)
+    clock.released.release()
+    assert await gate.admit() is True, "the turn was given back"
