@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import dataclasses
+import itertools
 import pathlib
 import random
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from chaos.journal import Journal
@@ -34,10 +36,10 @@ class Wish:
     follow: bool
 
 
-def wishes(seed: int, count: int) -> list[Wish]:
-    """Returns the orders of a run, the same for the same seed."""
+def wishes(seed: int) -> Iterator[Wish]:
+    """Returns the orders of a run, without end and the same for the same seed."""
     dice = random.Random(f"{seed}/orders")  # noqa: S311 - chooses orders, guards nothing
-    return [_wish(dice, seed, number) for number in range(count)]
+    return (_wish(dice, seed, number) for number in itertools.count())
 
 
 def _wish(dice: random.Random, seed: int, number: int) -> Wish:
@@ -70,13 +72,20 @@ def _wish(dice: random.Random, seed: int, number: int) -> Wish:
 
 
 class Load:
-    """Places a run's orders through several clients, and keeps their log."""
+    """Places a run's orders through several clients, and keeps their log.
 
-    def __init__(self, address: str, log: pathlib.Path, orders: list[Wish], *, clients: int = 3) -> None:
+    So many are planned. Bursts take from them and go on when they are used up: a fault that has to strike again, on a
+    machine that is slow, would otherwise wait for work that cannot come.
+    """
+
+    def __init__(
+        self, address: str, log: pathlib.Path, orders: Iterator[Wish], *, planned: int, clients: int = 3
+    ) -> None:
         """Connects nothing; used as a context."""
         self._address = address
         self._log = Journal(log)
-        self._left = list(reversed(orders))
+        self._orders = orders
+        self._left = planned
         self._count = clients
         self._clients: list[OrdersClient] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,22 +104,23 @@ class Load:
         self._log.close()
 
     async def flow(self, seconds: float, *, reserve: int) -> None:
-        """Places orders evenly over a time, open loop, and keeps `reserve` of them for bursts."""
-        started, planned = time.monotonic(), max(len(self._left) - reserve, 1)
-        for number in range(planned):
-            await asyncio.sleep(max(started + seconds * number / planned - time.monotonic(), 0))
+        """Places orders evenly over a time, open loop, and keeps `reserve` of the planned ones for bursts."""
+        started, count = time.monotonic(), max(self._left - reserve, 1)
+        for number in range(count):
+            await asyncio.sleep(max(started + seconds * number / count - time.monotonic(), 0))
             self.burst(1)
 
     def burst(self, count: int) -> None:
         """Begins to place the next orders, all at once."""
-        for _ in range(min(count, len(self._left))):
-            task = asyncio.create_task(self._serve(self._left.pop()))
+        self._left -= count
+        for wish in itertools.islice(self._orders, count):
+            task = asyncio.create_task(self._serve(wish))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Places what is left and waits until every client has its answers, or gave up."""
-        self.burst(len(self._left))
+        """Places what is left of the planned orders and waits until every client has its answers, or gave up."""
+        self.burst(max(self._left, 0))
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 

@@ -57,7 +57,7 @@ async def chaos(folder: pathlib.Path, *, seed: int, seconds: float, orders: int,
         observer = Observer(f"127.0.0.1:{system.ports.kafka}", system.postgres.dsn, TOPICS)
         initial = {row["sku"]: row["available"] for row in await observer.rows("select sku, available from stock")}
         _note(f"{orders} orders and {len(steps)} faults within {seconds:.0f} s")
-        async with Load(system.server_address, folder / "clients.jsonl", wishes(seed, orders)) as load:
+        async with Load(system.server_address, folder / "clients.jsonl", wishes(seed), planned=orders) as load:
             faults = Faults(system, observer, load, journal)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(load.flow(seconds, reserve=orders * 2 // 3))
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1, help="of orders and faults (1)")
     parser.add_argument("--minutes", type=float, default=10, help="how long faults strike (10)")
-    parser.add_argument("--orders", type=int, default=5000, help="how many orders are placed meanwhile (5000)")
+    parser.add_argument("--orders", type=int, default=5000, help="the fewest orders placed meanwhile (5000)")
     parser.add_argument("--folder", type=pathlib.Path, help="where the run is kept; a new folder in /tmp if not given")
     parser.add_argument("--only", help="faults of these kinds only, comma-separated; `none` for none")
     options = parser.parse_args(arguments)
