@@ -23,8 +23,13 @@ _AIM_SECONDS: Final = 5.0
 _WHOLE_SECONDS: Final = 20.0
 _TRIES: Final = 4
 """How often a fault is repeated that has to meet something and did not yet, such as work in the victim's hands."""
+_TAKEOVER_SECONDS: Final = 30.0
+"""How long a process is stopped at the most. Its twin takes over when the session of 10 s is over, on a machine that
+stalls much later, and a sleeper that wakes before that is no zombie."""
 _ZOMBIE_SECONDS: Final = 4.0
-"""How long a process that was stopped lives on undisturbed, so that it finds out that it was fenced."""
+"""How long a process that was stopped lives on undisturbed."""
+_FENCED_SECONDS: Final = 15.0
+"""How long it does so at the most, until it finds out that it was fenced: it may finish what it was handling first."""
 _RESTART_SECONDS: Final = 0.5
 _OTHERS_SECONDS: Final = 0.3
 _BURST: Final = 10
@@ -52,6 +57,7 @@ class Faults:
 
     async def run(self, steps: list[Step]) -> None:
         """Does all steps at their time; returns when all that was broken is whole again."""
+        await self._observer.partitions()  # looked up while Kafka is there, and kept
         started = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             for step in steps:
@@ -108,20 +114,25 @@ class Faults:
 
     async def _pause(self, step: Step) -> None:
         """Makes a zombie; until one was fenced it does it again, for a while: the run has to meet that."""
+        role = role_of(step.target)
+        partitions = await self._observer.read_by(role)
+        log = self._system.process(role if step.target != role else f"{role}-2").log_file
         for _ in range(_TRIES):
             before = await self._fenced(step.target)
             # Before the end of its transaction: when it wakes up, its producer has been fenced and it will find out.
             in_flight = await self._freeze(step.target, in_transaction=True)
-            started = time.time()
+            started, slept, taken_over, since = time.time(), 0.0, False, log.stat().st_size
             try:
-                for _ in range(int(step.seconds)):
+                while slept < step.seconds or (not taken_over and slept < _TAKEOVER_SECONDS):
                     await asyncio.sleep(1.0)
                     self._load.burst(1)
+                    slept = time.time() - started
+                    taken_over = partitions <= probes.opened(log, since)
             finally:
                 self._system.process(step.target).resume()
-            self._journal.fault("pause", step.target, started, in_flight=in_flight)
-            deadline = time.monotonic() + _ZOMBIE_SECONDS
-            while time.monotonic() < deadline:
+            self._journal.fault("pause", step.target, started, in_flight=in_flight, taken_over=taken_over)
+            woke = time.monotonic()
+            while time.monotonic() < woke + (_ZOMBIE_SECONDS if self._was_fenced else _FENCED_SECONDS):
                 await asyncio.sleep(0.2)
                 self._was_fenced |= await self._fenced(step.target) > before
             if self._was_fenced:

@@ -1,6 +1,8 @@
 """Looks at the running system: metrics, offsets, tables. Shares no code with the workers."""
 
 import asyncio
+import json
+import pathlib
 import urllib.request
 from typing import Any
 
@@ -31,6 +33,19 @@ async def metric(address: str, name: str, label: str = "") -> float | None:
 def _scrape(url: str) -> str:
     with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 - loopback http
         return str(answer.read().decode())
+
+
+def opened(log: pathlib.Path, since: int) -> set[TopicPartition]:
+    """Returns the partitions whose producers a worker has opened, by its log from an offset in bytes on."""
+    with log.open("rb") as file:
+        file.seek(since)
+        said = file.read()
+    found = set()
+    for line in said[: said.rfind(b"\n") + 1].splitlines():  # a torn last line is looked at the next time
+        if line.startswith(b"{") and b'"worker.partition.opened"' in line:
+            entry = json.loads(line)
+            found.add(TopicPartition(entry["topic"], entry["partition"]))
+    return found
 
 
 class Observer:
@@ -69,6 +84,10 @@ class Observer:
             assert {each.topic for each in found} == set(self.topics), "a topic is missing"
             self._partitions = sorted(found)
         return self._partitions
+
+    async def read_by(self, group: str) -> set[TopicPartition]:
+        """Returns the partitions that a group reads and commits, each with a producer; none for the projector."""
+        return {each for each in await self.partitions() if _reads(group, each.topic)}
 
     async def ends(self, isolation_level: str = "read_committed") -> Offsets:
         """Returns where readers are at the end: the last stable offset, or the high watermark if read_uncommitted."""
@@ -122,12 +141,16 @@ class Observer:
             stands, topics = await self.positions(), list(rules.PROJECTED)
         else:
             stands = await self.committed(role)
-            topics = [topic for topic in ends if topic in rules.READS[role] or topic.startswith(f"{role}.retry.")]
+            topics = [topic for topic in ends if _reads(role, topic)]
         return sum(
             max(end - stands.get(topic, {}).get(partition, 0), 0)
             for topic in topics
             for partition, end in ends.get(topic, {}).items()
         )
+
+
+def _reads(group: str, topic: str) -> bool:
+    return topic in rules.READS.get(group, ()) or topic.startswith(f"{group}.retry.")
 
 
 def _by_topic(offsets: dict[TopicPartition, int]) -> Offsets:

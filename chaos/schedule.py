@@ -15,7 +15,7 @@ On two cores shorter rounds strike faster than what they hit comes back, and the
 """
 
 PAUSE_SECONDS: Final = 14.0
-"""Longer than a consumer's session time-out of 10 s: the others take over, and the sleeper wakes up as a zombie."""
+"""At least, and longer than a consumer's session time-out of 10 s: the sleeper wakes up when another has taken over."""
 
 _GATEWAY: Final[tuple[dict[str, Any], ...]] = (
     {"error_rate": 0.3},
