@@ -8,9 +8,6 @@ import time
 import urllib.request
 from typing import Any, Final
 
-import aiokafka.errors
-import asyncpg
-
 from chaos import poison, probes
 from chaos.journal import Journal
 from chaos.load import Load
@@ -33,7 +30,6 @@ _FENCED_SECONDS: Final = 15.0
 _RESTART_SECONDS: Final = 0.5
 _OTHERS_SECONDS: Final = 0.3
 _BURST: Final = 10
-_AWAY: Final = (aiokafka.errors.KafkaError, asyncpg.PostgresError, OSError, TimeoutError)
 _IN_FLIGHT: Final = "orderflow_worker_inflight_records"
 _BREAKER: Final = "orderflow_breaker_state"
 _PAYMENTS: Final = "orderflow_payments_total"
@@ -195,7 +191,7 @@ class Faults:
     async def _unfinished(self, role: str) -> tuple[float, bool]:
         """Returns what is not committed, and whether a transaction stays open: it holds up the last stable offset."""
         look = self._observer
-        with contextlib.suppress(*_AWAY):
+        with contextlib.suppress(*probes.AWAY):
             async with asyncio.timeout(_AIM_SECONDS):
                 stable, high = await look.ends(), await look.ends("read_uncommitted")
                 await asyncio.sleep(_OTHERS_SECONDS)
@@ -236,9 +232,9 @@ class Faults:
     async def _gateway(self, step: Step) -> None:
         self._load.burst(_BURST)
         started = time.time()
-        known = await asyncio.to_thread(self._faults)
+        known = await self._faults()
         asked = {name: value for name, value in step.details.items() if name in known}
-        await asyncio.to_thread(self._faults, asked)
+        await self._faults(asked)
         try:
             if step.kind == "outage":
                 await self._until(_BREAKER, 'state="open"')
@@ -248,7 +244,7 @@ class Faults:
                 await asyncio.sleep(1.0)
                 self._load.burst(3)
         finally:
-            await asyncio.to_thread(self._faults, {})
+            await self._faults({})
         self._journal.fault(step.kind, step.target, started, asked=asked)
 
     async def _until(self, name: str, label: str) -> None:
@@ -263,8 +259,15 @@ class Faults:
             self._load.burst(1)
             await asyncio.sleep(0.3)
 
-    def _faults(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Returns the gateway's faults, after setting them if given."""
+    async def _faults(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the gateway's faults, after setting them if given. A machine that stalls has several tries."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(*probes.NO_ANSWER):
+                return await asyncio.to_thread(self._ask_gateway, values)
+            await asyncio.sleep(0.5)
+        return await asyncio.to_thread(self._ask_gateway, values)
+
+    def _ask_gateway(self, values: dict[str, Any] | None) -> dict[str, Any]:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._system.ports.gateway_admin}/faults",
             data=None if values is None else json.dumps(values).encode(),

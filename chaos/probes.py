@@ -1,11 +1,13 @@
 """Looks at the running system: metrics, offsets, tables. Shares no code with the workers."""
 
 import asyncio
+import http.client
 import json
 import pathlib
 import urllib.request
-from typing import Any
+from typing import Any, Final
 
+import aiokafka.errors
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -15,12 +17,18 @@ from chaos.oracle import rules
 Offsets = dict[str, dict[str, int]]
 """topic -> partition -> offset; partitions as text, as JSON has them."""
 
+AWAY: Final = (aiokafka.errors.KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+"""What an Observer raises while Kafka or PostgreSQL is away."""
+
+NO_ANSWER: Final = (OSError, http.client.HTTPException)
+"""What urllib raises while the other side is away, or dies amid its answer."""
+
 
 async def metric(address: str, name: str, label: str = "") -> float | None:
     """Returns a metric, summed over its series that have the label; None if the process does not answer."""
     try:
         text = await asyncio.to_thread(_scrape, f"http://{address}/metrics")
-    except OSError:
+    except NO_ANSWER:
         return None
     values = [
         line.rpartition(" ")[2]

@@ -4,15 +4,11 @@ import asyncio
 import time
 from typing import Final
 
-import aiokafka.errors
-import asyncpg
-
 from chaos import probes
 from chaos.oracle import rules
 from chaos.system import ChaosSystem
 
 _LOOK_SECONDS: Final = 1.0
-_AWAY: Final = (aiokafka.errors.KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 async def settled(system: ChaosSystem, observer: probes.Observer, *, within: float) -> tuple[bool, float, str]:
@@ -24,7 +20,7 @@ async def settled(system: ChaosSystem, observer: probes.Observer, *, within: flo
             async with asyncio.timeout(10):
                 ends = await observer.ends("read_uncommitted")
                 waits_for = await _missing(system, observer, ends)
-        except _AWAY as error:
+        except probes.AWAY as error:
             waits_for = repr(error)
         else:
             if not waits_for and ends == before:

@@ -1,5 +1,6 @@
 """What the chaos test sees of a running worker."""
 
+import asyncio
 import pathlib
 
 from aiokafka import TopicPartition
@@ -27,3 +28,14 @@ def test_a_line_that_is_being_written_waits_for_the_next_look(tmp_path: pathlib.
     assert probes.opened(log, 0) == set()
     log.write_text(whole)
     assert probes.opened(log, 0) == {TopicPartition("orders", 2)}
+
+
+async def test_a_process_that_dies_amid_a_scrape_has_no_metric() -> None:
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\norderflow_x 1\n")
+        writer.close()
+
+    async with await asyncio.start_server(die, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        assert await probes.metric(f"{host}:{port}", "orderflow_x") is None
