@@ -47,52 +47,50 @@ async def chaos(folder: pathlib.Path, *, seed: int, seconds: float, orders: int,
     (folder / "schedule.json").write_text(text(steps))
     journal = Journal(folder / "faults.jsonl")
     system = ChaosSystem(folder / "system", note=_note)
-    supervisor: asyncio.Task[None] | None = None
     observer: Observer | None = None
     scarce = max(orders // 20, 2)
     try:
         await system.start()
         await system.add_stock({**STOCK, SCARCE: (scarce, SCARCE_PRICE)})
-        supervisor = asyncio.create_task(system.supervise())
-        observer = Observer(f"127.0.0.1:{system.ports.kafka}", system.postgres.dsn, TOPICS)
-        initial = {row["sku"]: row["available"] for row in await observer.rows("select sku, available from stock")}
-        _note(f"{orders} orders and {len(steps)} faults within {seconds:.0f} s")
-        async with Load(system.server_address, folder / "clients.jsonl", wishes(seed), planned=orders) as load:
-            faults = Faults(system, observer, load, journal)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(load.flow(seconds, reserve=orders * 2 // 3))
-                tasks.create_task(faults.run(steps))
-            await load.finish()
-            accepted = load.accepted
-        _note(f"{accepted} answers OK; the faults are over, waiting until all is settled")
-        is_settled, took, waits_for = await settled(system, observer, within=_SETTLE_SECONDS)
-        unhealthy = await system.unhealthy()
-        _note(f"settled after {took:.1f} s" if is_settled else f"NOT settled: {waits_for}")
-        info = {
-            "seed": seed,
-            "seconds": seconds,
-            "orders": orders,
-            "commit": _commit(),
-            "time": time.time(),
-            "initial_stock": initial,
-            "canaries": list(CANARIES),
-            "delays": list(DELAYS),
-            "attempts": ATTEMPTS,
-            "settled": is_settled,
-            "settle_seconds": took,
-            "settle_limit": _SETTLE_SECONDS,
-            "waits_for": waits_for,
-            "unhealthy": unhealthy,
-            "ended_by_themselves": system.ended,
-            "required_dangers": list(REQUIRED) if steps else [],
-            **await dump(system, observer, folder),
-        }
-        (folder / "run.json").write_text(json.dumps(info, indent=1))
+        async with asyncio.TaskGroup() as run:  # a supervisor that fails ends the run
+            supervisor = run.create_task(system.supervise())
+            observer = Observer(f"127.0.0.1:{system.ports.kafka}", system.postgres.dsn, TOPICS)
+            initial = {row["sku"]: row["available"] for row in await observer.rows("select sku, available from stock")}
+            _note(f"{orders} orders and {len(steps)} faults within {seconds:.0f} s")
+            async with Load(system.server_address, folder / "clients.jsonl", wishes(seed), planned=orders) as load:
+                faults = Faults(system, observer, load, journal)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(load.flow(seconds, reserve=orders * 2 // 3))
+                    tasks.create_task(faults.run(steps))
+                await load.finish()
+                accepted = load.accepted
+            _note(f"{accepted} answers OK; the faults are over, waiting until all is settled")
+            is_settled, took, waits_for = await settled(system, observer, within=_SETTLE_SECONDS)
+            unhealthy = await system.unhealthy()
+            _note(f"settled after {took:.1f} s" if is_settled else f"NOT settled: {waits_for}")
+            info = {
+                "seed": seed,
+                "seconds": seconds,
+                "orders": orders,
+                "commit": _commit(),
+                "time": time.time(),
+                "initial_stock": initial,
+                "canaries": list(CANARIES),
+                "delays": list(DELAYS),
+                "attempts": ATTEMPTS,
+                "settled": is_settled,
+                "settle_seconds": took,
+                "settle_limit": _SETTLE_SECONDS,
+                "waits_for": waits_for,
+                "unhealthy": unhealthy,
+                "ended_by_themselves": system.ended,
+                "required_dangers": list(REQUIRED) if steps else [],
+                **await dump(system, observer, folder),
+            }
+            (folder / "run.json").write_text(json.dumps(info, indent=1))
+            supervisor.cancel()
         return info
     finally:
-        if supervisor is not None:
-            supervisor.cancel()
-            await asyncio.gather(supervisor, return_exceptions=True)
         journal.close()
         if observer is not None:
             await observer.close()
