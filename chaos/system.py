@@ -1,14 +1,12 @@
 """The system under test: two processes of each worker, restarted when they end by themselves, as a supervisor does."""
 
 import asyncio
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Final
 
 import asyncpg
 
-from devstack.ports import free_ports
 from devstack.process import ManagedProcess
 from devstack.system import ROLES, STAND_INS, WORKERS, Ports, System, is_serving
 from settings import DatabaseSettings, KafkaSettings
@@ -37,12 +35,9 @@ class ChaosSystem(System):
     """A System with a second process of each worker, named `<worker>-2`."""
 
     def __init__(self, directory: pathlib.Path, *, note: Callable[[str], None]) -> None:
-        ports = Ports.chosen()
-        more = free_ports(2 * len(SECOND) + 40)
-        taken = {*ports.health.values(), *ports.metrics.values(), *dataclasses.astuple(ports)[:8]}
-        spare = [port for port in more if port not in taken]
-        ports.health.update(zip(SECOND, spare, strict=False))
-        ports.metrics.update(zip(SECOND, spare[len(SECOND) :], strict=False))
+        ports, others = Ports.chosen_beside(2 * len(SECOND))
+        ports.health.update(zip(SECOND, others, strict=False))
+        ports.metrics.update(zip(SECOND, others[len(SECOND) :], strict=True))
         super().__init__(directory, ports, settings=_SETTINGS, note=note)
         self.down: set[str] = set()
         """What is ended on purpose: not to be restarted."""

@@ -59,11 +59,17 @@ class Ports:
     @classmethod
     def chosen(cls) -> "Ports":
         """Returns ports that are free at the moment."""
-        ports = free_ports(8 + 2 * len(WORKERS))
+        return cls.chosen_beside(0)[0]
+
+    @classmethod
+    def chosen_beside(cls, count: int) -> tuple["Ports", list[int]]:
+        """Returns ports that are free at the moment, and so many others for what a test adds to the system."""
+        free = free_ports(8 + 2 * len(WORKERS) + count)
+        others, ports = free[:count], free[count:]
         health = dict(zip(WORKERS, ports[8:], strict=False))
         metrics = dict(zip(WORKERS, ports[8 + len(WORKERS) :], strict=True))
         kafka, controller, postgres, gateway, admin, mail, server, server_metrics = ports[:8]
-        return cls(kafka, controller, postgres, gateway, admin, mail, server, server_metrics, health, metrics)
+        return cls(kafka, controller, postgres, gateway, admin, mail, server, server_metrics, health, metrics), others
 
     def require_free(self) -> None:
         """Checks them all.

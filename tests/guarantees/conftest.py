@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from devstack.ports import free_ports
 from devstack.system import ROLES, Ports
 from orderflow_client import OrdersClient
 from tests.guarantees.front import Front
@@ -15,8 +14,7 @@ from tests.guarantees.fronted import FrontedSystem
 @pytest.fixture(scope="session")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FrontedSystem]:
     directory: pathlib.Path = tmp_path_factory.mktemp("guarantees")
-    ports = Ports.chosen()
-    (front_port,) = free_ports(1)
+    ports, (front_port,) = Ports.chosen_beside(1)
     async with Front(front_port, ports.gateway).serving() as front:
         running = FrontedSystem(directory, ports, front)
         try:
