@@ -4,6 +4,7 @@ import asyncio
 import collections
 import dataclasses
 import datetime
+import functools
 import itertools
 import json
 import time
@@ -117,7 +118,9 @@ async def orders_wait_for_the_gateway(
             over, within=seconds + 45, what="an outage with probes, and every customer told that the order is there"
         )
         for other in ("server", *OTHERS):
-            assert await is_serving(system.health_address(other)), f"{other} notices"
+            await observer.eventually(
+                functools.partial(is_serving, system.health_address(other)), within=20, what=f"{other} does not notice"
+            )
         assert not await is_serving(system.health_address(PAYMENTS)), "it says that it cannot work"
         paid = [each for each in ids if system.charges(each)]
         assert not paid, "the outage let charges through: it proves nothing"
@@ -145,7 +148,8 @@ async def orders_wait_for_the_gateway(
         assert probes - 1 <= len(charges) <= len(within) + 1, (reached, within)
         # One call after the other; a look-up only of the charge that just got no answer, which is the same probe.
         for earlier, later in itertools.pairwise(reached):
-            assert later.began > earlier.began + 0.9 * GATEWAY_TIMEOUT, (earlier, later)
+            # Half of it: both are when the door, busy with all the rest in one loop, got to them.
+            assert later.began > earlier.began + 0.5 * GATEWAY_TIMEOUT, (earlier, later)
             assert later.method == "POST" or (earlier.method, earlier.key) == ("POST", later.key), (earlier, later)
     else:
         assert not reached
