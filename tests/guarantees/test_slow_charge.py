@@ -138,20 +138,25 @@ class Meter:
 
 
 async def test_one_slow_charge_leaves_the_others_their_time(kafka: KafkaSettings, own_database: Database) -> None:
-    await others_keep_their_time(kafka, own_database, rate=60, seconds=3)
+    await others_keep_their_time(kafka, own_database, rate=60, seconds=3, slack=0.1)
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 async def test_a_charge_of_10_s_leaves_the_others_their_time(kafka: KafkaSettings, own_database: Database) -> None:
-    await others_keep_their_time(kafka, own_database, rate=200, seconds=10)
+    await others_keep_their_time(kafka, own_database, rate=200, seconds=10, slack=0.0)
 
 
-async def others_keep_their_time(kafka: KafkaSettings, database: Database, *, rate: int, seconds: float) -> None:
+async def others_keep_their_time(
+    kafka: KafkaSettings, database: Database, *, rate: int, seconds: float, slack: float
+) -> None:
     """Compares the p99 of rounds without and with one charge that lasts as long as the round, in turns.
 
     The machine has other things to do, which lengthens some rounds: the best of each kind are compared. One order that
     holds up others does so in every round.
+
+    `slack`, in seconds, is for short rounds: the p99 of so few orders is the second slowest, which one hiccup decides.
+    An order that holds up others costs them about as long as the round lasts.
     """
     gateway = SlowForOne()
     spec = payment_processor.SPEC
@@ -178,7 +183,7 @@ async def others_keep_their_time(kafka: KafkaSettings, database: Database, *, ra
             warm_up = await waiting_orders(database, rate)
             await meter.send(warm_up)
             await meter.p99(warm_up)
-            while len(alone) < FEWEST_ROUNDS or (min(beside) > 2 * min(alone) and len(alone) < MOST_ROUNDS):
+            while len(alone) < FEWEST_ROUNDS or (min(beside) > 2 * min(alone) + slack and len(alone) < MOST_ROUNDS):
                 usual = await waiting_orders(database, a_round)
                 await meter.send(usual)
                 alone.append(await meter.p99(usual))
@@ -188,7 +193,7 @@ async def others_keep_their_time(kafka: KafkaSettings, database: Database, *, ra
             await asyncio.gather(reading, return_exceptions=True)
     assert reading.cancelled(), reading.exception()
     print(f"p99 alone {alone}, beside a slow charge {beside}")
-    assert min(beside) <= 2 * min(alone), (alone, beside)
+    assert min(beside) <= 2 * min(alone) + slack, (alone, beside)
 
 
 async def with_a_slow_one(gateway: SlowForOne, meter: Meter, events: Sequence[OrderEvent], seconds: float) -> float:
