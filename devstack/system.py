@@ -251,7 +251,7 @@ class System:
         """Waits until every role answers SERVING.
 
         Raises:
-            DevstackError: one ended, or did not become healthy in time.
+            DevstackError: one was not started, ended, or did not become healthy in time.
         """
         self._note("waiting until all are healthy")
         try:
@@ -265,8 +265,11 @@ class System:
 
     async def _wait_healthy(self, role: str) -> None:
         while not await is_serving(self.health_address(role)):
-            if not self.processes[role].running:
-                raise self.processes[role].died()
+            process = self.processes.get(role)
+            if process is None:
+                raise DevstackError(f"{role} was not started, or was stopped")
+            if not process.running:
+                raise process.died()
             await asyncio.sleep(_HEALTH_POLL_SECONDS)
 
     async def stop(self) -> None:
