@@ -5,20 +5,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from devstack.system import ROLES, Ports, System
+from devstack.system import ROLES, Ports
 from orderflow_client import OrdersClient
+from tests.e2e.observed import ObservedSystem
 
 
 @pytest.fixture(scope="session")
-async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ObservedSystem]:
     directory: pathlib.Path = tmp_path_factory.mktemp("system")
-    # A breaker that opens for a moment only and short retry delays and sessions keep the tests quick.
+    # A breaker that opens for a moment only and short sessions keep the tests quick.
     quick = {
         "ORDERFLOW_GATEWAY_BREAKER_RESET_SECONDS": "1",
-        "ORDERFLOW_KAFKA_RETRY_DELAYS": "1,2",
         "ORDERFLOW_KAFKA_SESSION_TIMEOUT": "3",
     }
-    running = System(directory, Ports.chosen(), settings=quick)
+    running = ObservedSystem(directory, Ports.chosen(), settings=quick)
     try:
         await running.start()
         yield running
@@ -27,14 +27,14 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
 
 
 @pytest.fixture
-async def healthy(system: System) -> AsyncIterator[System]:
-    """The system, healthy before and after the test."""
-    await system.wait_healthy(ROLES)
+async def healthy(system: ObservedSystem) -> AsyncIterator[ObservedSystem]:
+    """The system, healthy before and after the test. What another one broke is mended: that one alone fails."""
+    await system.mend()
     yield system
     await system.wait_healthy(ROLES)
 
 
 @pytest.fixture
-async def client(system: System) -> AsyncIterator[OrdersClient]:
+async def client(system: ObservedSystem) -> AsyncIterator[OrdersClient]:
     async with OrdersClient(system.server_address) as connected:
         yield connected

@@ -13,8 +13,9 @@ from devstack.system import ROLES
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from orderflow_client import OrdersClient, OrderStatus, item
 from tests.e2e import observer, orders
+from tests.e2e.observed import PARTITIONS, READS, RETRY_TOPICS
 from tests.guarantees import hostile, verdict
-from tests.guarantees.fronted import PARTITIONS, READS, RETRY_TOPICS, FrontedSystem
+from tests.guarantees.fronted import FrontedSystem
 from tests.guarantees.verdict import Place, Record
 
 Letter = tuple[str, Place, bytes | None, bytes | None]
