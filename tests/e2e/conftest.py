@@ -10,7 +10,7 @@ from orderflow_client import OrdersClient
 from tests.e2e.observed import ObservedSystem
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ObservedSystem]:
     directory: pathlib.Path = tmp_path_factory.mktemp("system")
     # A breaker that opens for a moment only and short sessions keep the tests quick.

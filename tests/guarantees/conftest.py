@@ -11,7 +11,7 @@ from tests.guarantees.front import Front
 from tests.guarantees.fronted import FrontedSystem
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FrontedSystem]:
     directory: pathlib.Path = tmp_path_factory.mktemp("guarantees")
     ports, (front_port,) = Ports.chosen_beside(1)

@@ -1,0 +1,1 @@
+"""A package, so that a fixture of a folder may have the scope `package`."""
