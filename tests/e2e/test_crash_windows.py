@@ -14,12 +14,12 @@ import pytest
 
 import fault_points
 from devstack.process import ManagedProcess
-from devstack.system import System
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from orderflow.operations.v1 import dead_letter_service_pb2 as pb
 from orderflow.operations.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 from orderflow_client import Order, OrderflowError, OrdersClient, OrderStatus
 from tests.e2e import observer, orders
+from tests.e2e.observed import ObservedSystem
 from tests.e2e.test_dead_letters import letters_of, processing
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,8 +43,9 @@ def test_every_window_is_hit_here() -> None:
     assert set(fault_points.WINDOWS) == set(WORKER_WINDOWS) | ELSEWHERE
 
 
-async def armed(system: System, role: str, window: str) -> ManagedProcess:
-    """Starts the role again, to die at the window."""
+async def armed(system: ObservedSystem, role: str, window: str) -> ManagedProcess:
+    """Starts the role again, to die at the window: by what comes now, not by what others left to do."""
+    await system.all_caught_up(within=60)
     await system.stop_role(role)
     system.start_role(role, {fault_points.VARIABLE: window})
     await system.wait_healthy([role])
@@ -55,12 +56,12 @@ async def dies(process: ManagedProcess) -> None:
     assert await process.wait_exit(20) == -signal.SIGKILL
 
 
-async def events_of(system: System, order_id: str) -> list[OrderEvent]:
-    events = await observer.read_events(f"127.0.0.1:{system.ports.kafka}", *TOPICS)
+async def events_of(system: ObservedSystem, order_id: str) -> list[OrderEvent]:
+    events = await observer.read_events(system.bootstrap, *TOPICS)
     return [event for event in events if event.order.order_id == order_id]
 
 
-async def ended_once(system: System, order: Order, *, copies_of_mail: int = 1) -> None:
+async def ended_once(system: ObservedSystem, order: Order, *, copies_of_mail: int = 1) -> None:
     """Checks a paid order from outside: events, charge and messages."""
 
     async def told() -> bool:
@@ -73,7 +74,7 @@ async def ended_once(system: System, order: Order, *, copies_of_mail: int = 1) -
     assert order.status == OrderStatus.ORDER_STATUS_PAID
     charges = [line for line in observer.journal(system.gateway_journal) if line.get("order_id") == order.order_id]
     assert len(charges) == 1
-    mail = [path.read_text() for path in system.mail_folder.iterdir()]
+    mail = [path.read_text() for path in system.mail_folder.glob("[!.]*")]  # not those that are being written
     ids = collections.Counter(
         line for text in mail if order.order_id in text for line in text.splitlines() if line.startswith("Message-ID:")
     )
@@ -83,7 +84,7 @@ async def ended_once(system: System, order: Order, *, copies_of_mail: int = 1) -
 
 
 @pytest.mark.parametrize("window", WORKER_WINDOWS)
-async def test_a_worker_dies_in_the_window(healthy: System, client: OrdersClient, window: str) -> None:
+async def test_a_worker_dies_in_the_window(healthy: ObservedSystem, client: OrdersClient, window: str) -> None:
     role = WORKER_WINDOWS[window]
     process = await armed(healthy, role, window)
     created = await orders.place(client, phone="+491701234567")
@@ -94,7 +95,7 @@ async def test_a_worker_dies_in_the_window(healthy: System, client: OrdersClient
     await ended_once(healthy, order, copies_of_mail=2 if window == "W10" else 1)
 
 
-async def test_w1_the_server_dies_before_its_answer(healthy: System, client: OrdersClient) -> None:
+async def test_w1_the_server_dies_before_its_answer(healthy: ObservedSystem, client: OrdersClient) -> None:
     process = await armed(healthy, "server", "W1")
     request_id = f"w1-{uuid.uuid4()}"
     async with OrdersClient(healthy.server_address) as caller:
@@ -108,7 +109,7 @@ async def test_w1_the_server_dies_before_its_answer(healthy: System, client: Ord
     await ended_once(healthy, await orders.settled(client, again, within=30))
 
 
-async def give_a_row(system: System, event: OrderEvent) -> None:
+async def give_a_row(system: ObservedSystem, event: OrderEvent) -> None:
     connection = await asyncpg.connect(system.postgres.dsn)
     try:
         await connection.execute(
@@ -122,7 +123,7 @@ async def give_a_row(system: System, event: OrderEvent) -> None:
         await connection.close()
 
 
-async def paid_once(system: System, order_id: str) -> None:
+async def paid_once(system: ObservedSystem, order_id: str) -> None:
     async def paid() -> list[OrderEvent]:
         events = await events_of(system, order_id)
         return [each for each in events if each.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID]
@@ -132,14 +133,14 @@ async def paid_once(system: System, order_id: str) -> None:
     assert len(charges) == 1
 
 
-async def write_orphan(system: System) -> OrderEvent:
+async def write_orphan(system: ObservedSystem) -> OrderEvent:
     event = processing(str(uuid.uuid4()))
     record = event.order.order_id.encode(), event.SerializeToString()
-    await observer.write(f"127.0.0.1:{system.ports.kafka}", "orders", [record])
+    await observer.write(system.bootstrap, "orders", [record])
     return event
 
 
-async def test_w13_a_worker_dies_while_it_parks_a_record(healthy: System) -> None:
+async def test_w13_a_worker_dies_while_it_parks_a_record(healthy: ObservedSystem) -> None:
     process = await armed(healthy, "payment-processor", "W13")
     event = await write_orphan(healthy)
     await dies(process)
@@ -154,24 +155,36 @@ async def test_w13_a_worker_dies_while_it_parks_a_record(healthy: System) -> Non
     assert [each["dlq_group"] for each in letters].count("payment-processor") == 1
 
 
-async def test_w14_a_worker_dies_after_a_due_retry(healthy: System) -> None:
-    process = await armed(healthy, "payment-processor", "W14")
-    event = await write_orphan(healthy)
+async def write_a_retry(system: ObservedSystem, process: ManagedProcess) -> OrderEvent:
+    """Writes a record that is parked, then the row that it lacks; returns once the process or the retries end."""
+    event = await write_orphan(system)
+    order_id = event.order.order_id
 
     async def parked() -> bool:
-        records = await observer.read_topic(
-            f"127.0.0.1:{healthy.ports.kafka}", "payment-processor.retry.1s", partitions=1
-        )
-        return any(record.key == event.order.order_id.encode() for record in records)
+        records = await observer.read_topic(system.bootstrap, "payment-processor.retry.1s", partitions=1)
+        return any(record.key == order_id.encode() for record in records)
 
-    await observer.eventually(parked, within=10, what="a parked record")
-    await give_a_row(healthy, event)
+    async def over() -> bool:
+        return not process.running or bool(await letters_of(system, order_id))
+
+    await observer.eventually(parked, within=20, what="a parked record")
+    await give_a_row(system, event)
+    await observer.eventually(over, within=20, what="a due retry that is handled, or a dead letter")
+    return event
+
+
+async def test_w14_a_worker_dies_after_a_due_retry(healthy: ObservedSystem) -> None:
+    process = await armed(healthy, "payment-processor", "W14")
+    for _ in range(3):
+        event = await write_a_retry(healthy, process)
+        if not process.running:
+            break  # else the row came too late, after the last retry
     await dies(process)
     healthy.start_role("payment-processor")
     await paid_once(healthy, event.order.order_id)
 
 
-async def test_w15_the_server_dies_amid_a_replay(healthy: System) -> None:
+async def test_w15_the_server_dies_amid_a_replay(healthy: ObservedSystem) -> None:
     event = await write_orphan(healthy)
     order_id = event.order.order_id
 
@@ -207,7 +220,9 @@ async def test_w15_the_server_dies_amid_a_replay(healthy: System) -> None:
 
 
 @pytest.mark.parametrize("command", [["topics", "apply"], ["db", "migrate"]])
-async def test_w16_a_half_applied_set_up_is_finished_by_the_next_run(healthy: System, command: list[str]) -> None:
+async def test_w16_a_half_applied_set_up_is_finished_by_the_next_run(
+    healthy: ObservedSystem, command: list[str]
+) -> None:
     connection = await asyncpg.connect(healthy.postgres.dsn)
     name = f"w16_{uuid.uuid4().hex[:8]}"
     try:
