@@ -1,7 +1,6 @@
 """Looks at the running system from outside: topics, gateway journal, metrics. Shares no code with the workers."""
 
 import asyncio
-import json
 import os
 import pathlib
 import time
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
+from chaos.oracle import folder
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 
 T = TypeVar("T")
@@ -77,8 +77,8 @@ async def write(bootstrap: str, topic: str, records: list[tuple[bytes | None, by
 
 
 def journal(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the gateway's executions."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Returns the gateway's executions, without a last line that is still being written."""
+    return folder.lines(path)
 
 
 def metric(address: str, name: str, **labels: str) -> float:

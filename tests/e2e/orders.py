@@ -1,10 +1,19 @@
 """Places and awaits orders through the client."""
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
-from orderflow_client import CreateOrderResponse, Order, OrdersClient, OrderStatus, item
+from orderflow_client import (
+    CreateOrderResponse,
+    DeadlineExceeded,
+    Order,
+    OrdersClient,
+    OrderStatus,
+    Unavailable,
+    item,
+)
 
 OPEN = (OrderStatus.ORDER_STATUS_CREATED, OrderStatus.ORDER_STATUS_PROCESSING)
 
@@ -24,8 +33,9 @@ async def settled(client: OrdersClient, created: CreateOrderResponse, *, within:
     """Returns the order once it is settled."""
     deadline = time.monotonic() + within
     while True:
-        response = await client.get_order(created.order.order_id, consistency_token=created.consistency_token)
-        if response.order.status not in OPEN:
-            return response.order
+        with contextlib.suppress(Unavailable, DeadlineExceeded):  # the read model may take longer than one call may
+            response = await client.get_order(created.order.order_id, consistency_token=created.consistency_token)
+            if response.order.status not in OPEN:
+                return response.order
         assert time.monotonic() < deadline, f"{created.order.order_id} is not settled within {within} s"
         await asyncio.sleep(0.05)
