@@ -16,6 +16,9 @@ assert _SPEC.loader is not None
 _FETCH_TOOLS = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_FETCH_TOOLS)
 
+UNHEALTHY = 4
+"""What the health probe ends with when the service answers, and not SERVING."""
+
 
 def program(name: str) -> str:
     """Returns the path of a program, or skips the test where it cannot be had."""

@@ -2,28 +2,36 @@
 
 import asyncio
 import collections
+import json
 import os
 import time
 
 import pytest
 
+from devstack import postgres_home
 from devstack.system import ROLES, System, is_serving
 from orderflow_client import OrderflowError, OrdersClient, OrderStatus, Unavailable
 from tests.e2e import observer, orders, programs
+from tests.gateways.process import put_faults
 
 
 async def test_kill_of_the_payment_processor_amid_200_orders_charges_each_once(
     healthy: System, client: OrdersClient
 ) -> None:
     before = len(observer.journal(healthy.gateway_journal))
-    created = await asyncio.gather(*(orders.place(client, request_id=f"kill-{number}") for number in range(200)))
+    # So that about half of the charges are under way when the other half is done.
+    await faults(healthy, slow_rate=0.5, slow_seconds=3)
+    try:
+        created = await asyncio.gather(*(orders.place(client, request_id=f"kill-{number}") for number in range(200)))
 
-    async def under_way() -> bool:
-        return len(observer.journal(healthy.gateway_journal)) - before >= 60
+        async def under_way() -> bool:
+            return len(observer.journal(healthy.gateway_journal)) - before >= 60
 
-    await observer.eventually(under_way, within=20, what="60 charges")
-    healthy.processes["payment-processor"].kill()
-    charged = len(observer.journal(healthy.gateway_journal)) - before
+        await observer.eventually(under_way, within=20, what="60 charges")
+        healthy.processes["payment-processor"].kill()
+        charged = len(observer.journal(healthy.gateway_journal)) - before
+    finally:
+        await faults(healthy)
     assert charged < 200, "the kill came too late to prove anything"
     healthy.start_role("payment-processor")
 
@@ -46,6 +54,11 @@ async def test_kill_of_the_payment_processor_amid_200_orders_charges_each_once(
         assert len({event.event_id for event in life}) == len(life), order_id
         assert sorted(event.revision for event in life) == [1, 2, 3], order_id
         assert len({event.type for event in life}) == 3, order_id
+
+
+async def faults(system: System, **chosen: float) -> None:
+    """Has the gateway's calls go wrong like this; without any, like none."""
+    assert await put_faults(f"http://127.0.0.1:{system.ports.gateway_admin}", json.dumps(chosen)) == 200
 
 
 async def test_random_bytes_become_dead_letters_once_per_group_and_harm_no_neighbour(
@@ -90,10 +103,19 @@ async def test_random_bytes_become_dead_letters_once_per_group_and_harm_no_neigh
     assert await healthy.count("select count(*) from projection_failures where topic = 'orders'") == len(garbage)
 
 
+async def note_lag(lags: list[float]) -> None:
+    """Notes, until cancelled, how late this process comes to do what is due."""
+    while True:
+        due = time.monotonic() + 0.05
+        await asyncio.sleep(0.05)
+        lags.append(time.monotonic() - due)
+
+
 async def test_kafka_away_is_told_and_healed(healthy: System, client: OrdersClient) -> None:
     assert healthy.kafka is not None
     outcomes: list[str] = []
-    slowest: list[float] = []
+    took: list[float] = []
+    lags = [0.0]
     accepted = []
     stop = asyncio.Event()
 
@@ -105,8 +127,9 @@ async def test_kafka_away_is_told_and_healed(healthy: System, client: OrdersClie
                 outcomes.append("OK")
             except OrderflowError as error:
                 outcomes.append(f"{type(error).__name__} {error.outcome}")
-            slowest.append(time.monotonic() - started)
+            took.append(time.monotonic() - started)
 
+    lag = asyncio.create_task(note_lag(lags))
     callers = [asyncio.create_task(caller()) for _ in range(8)]
     try:
 
@@ -118,7 +141,7 @@ async def test_kafka_away_is_told_and_healed(healthy: System, client: OrdersClie
         healthy.kafka.kill()
 
         async def told() -> bool:
-            return await programs.probe(healthy.server_address) != 0
+            return await programs.probe(healthy.server_address) == programs.UNHEALTHY
 
         await observer.eventually(told, within=15, what="a failing health probe")
         assert time.monotonic() - stopped < 15
@@ -126,7 +149,7 @@ async def test_kafka_away_is_told_and_healed(healthy: System, client: OrdersClie
         await asyncio.gather(*callers)
         refusals = {"Unavailable NOT_ACCEPTED", "Unavailable UNKNOWN", "DeadlineExceeded UNKNOWN"}
         assert set(outcomes) - {"OK"} <= refusals
-        assert max(slowest) < 3.5, "an answer past its deadline of 3 s"
+        assert max(took) < 3.5 + max(lags), "an answer past its deadline of 3 s"
 
         async with OrdersClient(healthy.server_address) as fresh:
             started = time.monotonic()
@@ -135,7 +158,8 @@ async def test_kafka_away_is_told_and_healed(healthy: System, client: OrdersClie
             assert time.monotonic() - started < 5
     finally:
         stop.set()
-        await asyncio.gather(*callers, return_exceptions=True)
+        lag.cancel()
+        await asyncio.gather(lag, *callers, return_exceptions=True)
         healthy.kafka.start()
         await healthy.kafka.wait_ready()
     await healthy.wait_healthy(ROLES, deadline_seconds=60)
@@ -147,8 +171,13 @@ async def test_kafka_away_is_told_and_healed(healthy: System, client: OrdersClie
 async def test_orders_are_accepted_while_postgres_is_away(healthy: System, client: OrdersClient) -> None:
     healthy.postgres.kill()
     try:
+
+        async def gone() -> bool:
+            return not postgres_home.processes_in(healthy.postgres.data_directory)
+
+        await observer.eventually(gone, within=20, what="no process of PostgreSQL that still answers")
         created = [await orders.place(client, timeout=5) for _ in range(3)]
-        assert await is_serving(healthy.server_address)
+        await observer.eventually(lambda: is_serving(healthy.server_address), within=10, what="a server that serves")
         with pytest.raises(Unavailable) as refused:
             await client.get_order(created[0].order.order_id, timeout=10)
         assert refused.value.reason == "STORE_UNAVAILABLE"

@@ -57,8 +57,7 @@ class GatewayProcess:
 
     async def put_faults(self, body: str) -> int:
         """Returns the status."""
-        async with httpx.AsyncClient(trust_env=False) as admin:
-            return (await admin.put(f"{self._admin}/faults", content=body)).status_code
+        return await put_faults(self._admin, body)
 
     async def shown_faults(self) -> dict[str, Any]:
         async with httpx.AsyncClient(trust_env=False) as admin:
@@ -83,6 +82,12 @@ class GatewayProcess:
         if self._process is not None:
             await self.end(signal.SIGKILL)
         assert self._errors.read_text() == ""
+
+
+async def put_faults(admin_url: str, body: str) -> int:
+    """Replaces the faults of the gateway whose admin port is there; returns the status."""
+    async with httpx.AsyncClient(trust_env=False) as admin:
+        return (await admin.put(f"{admin_url}/faults", content=body)).status_code
 
 
 async def charge(gateway: PaymentGateway, key: str = "k-1", **changes: Any) -> Charge:
