@@ -1,9 +1,12 @@
 """The programs that people debug with, run as they run them."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
+import os
 import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -29,16 +32,25 @@ def program(name: str) -> str:
 
 
 async def run(*command: str, stdin: bytes | None = None, deadline: float = 30) -> tuple[int, bytes, str]:
-    """Runs a command and returns its exit code, standard output and standard error."""
+    """Runs a command and returns its exit code, standard output and standard error.
+
+    Raises:
+        TimeoutError: it did not end within so many seconds; it is ended, with what it started.
+    """
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         async with asyncio.timeout(deadline):
             out, err = await process.communicate(stdin)
     finally:
         if process.returncode is None:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     assert process.returncode is not None
     return process.returncode, out, err.decode()
