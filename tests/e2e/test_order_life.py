@@ -1,6 +1,7 @@
 """An order through the running system, seen with the tools that its users have."""
 
 import asyncio
+import functools
 
 from clients.tests.bare_environment import build
 from devstack.system import ROLES, WORKERS, System
@@ -28,12 +29,15 @@ async def test_grpcurl_places_an_order_that_is_paid_within_seconds(healthy: Syst
     # GetOrder by itself may be ahead of the projection: read with the token first.
     with_token = {"order_id": created["order"]["orderId"], "consistency_token": created["consistencyToken"]}
     assert (await programs.grpcurl(healthy.server_address, "GetOrder", with_token))["order"]["orderId"]
-    await observer.eventually(paid, within=5, what="ORDER_STATUS_PAID")
+    await observer.eventually(paid, within=20, what="ORDER_STATUS_PAID")
 
 
 async def test_every_process_answers_the_health_probe(healthy: System) -> None:
+    async def answers(role: str) -> bool:
+        return await programs.probe(healthy.health_address(role)) == 0
+
     for role in ROLES:
-        assert await programs.probe(healthy.health_address(role)) == 0, role
+        await observer.eventually(functools.partial(answers, role), within=20, what=f"{role} answers SERVING")
 
 
 async def test_declined_and_rejected_orders_give_their_stock_back(healthy: System, client: OrdersClient) -> None:
@@ -135,9 +139,11 @@ async def test_an_order_accepted_while_all_workers_are_down_is_paid_once_they_ar
     healthy: System, client: OrdersClient
 ) -> None:
     await asyncio.gather(*(healthy.stop_role(worker) for worker in WORKERS))
-    created = await orders.place(client)
-    for worker in WORKERS:
-        healthy.start_role(worker)
+    try:
+        created = await orders.place(client)
+    finally:
+        for worker in WORKERS:
+            healthy.start_role(worker)
     order = await orders.settled(client, created, within=30)
     assert order.status == OrderStatus.ORDER_STATUS_PAID
 

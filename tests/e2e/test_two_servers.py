@@ -13,7 +13,15 @@ import pytest
 from devstack.ports import free_ports
 from devstack.process import ManagedProcess
 from devstack.system import ROLES, System, is_serving
-from orderflow_client import CreateOrderResponse, Order, OrdersClient, OrderStatus, RequestIdReused, item
+from orderflow_client import (
+    CreateOrderResponse,
+    Order,
+    OrderflowError,
+    OrdersClient,
+    OrderStatus,
+    RequestIdReused,
+    item,
+)
 from tests.e2e import observer, orders
 
 SECOND = "second server"
@@ -154,23 +162,28 @@ async def test_a_request_id_with_two_contents_never_makes_two_live_orders(
 async def test_a_stopping_server_says_so_first_and_takes_calls_until_balancers_know(
     healthy: System, second: Second
 ) -> None:
-    await healthy.stop_role(SECOND)
-    second.start(ORDERFLOW_SERVER_SHUTDOWN_DELAY_SECONDS="5")
-    await second.healthy()
-    async with OrdersClient(second.address, timeout=60) as client:
-        await orders.place(client)
-        began = time.monotonic()
-        second.process.send(signal.SIGTERM)
+    async def told() -> bool:
+        return not await is_serving(second.address)
 
-        async def told() -> bool:
-            return not await is_serving(second.address)
-
-        await observer.eventually(told, within=4, what="NOT_SERVING")
-        assert second.process.running
-        await orders.place(client)
-        assert time.monotonic() - began < 5, "the machine is too slow for this test to prove anything"
-    assert await second.process.wait_exit(30) == 0
-    assert time.monotonic() - began >= 5
+    for delay in (5, 10, 20):  # a machine that was too slow to see it in time gets more
+        await healthy.stop_role(SECOND)
+        second.start(ORDERFLOW_SERVER_SHUTDOWN_DELAY_SECONDS=str(delay))
+        await second.healthy()
+        async with OrdersClient(second.address, timeout=60) as client:
+            await orders.place(client)
+            began = time.monotonic()
+            second.process.send(signal.SIGTERM)
+            try:
+                await observer.eventually(told, within=delay - 1, what="NOT_SERVING")
+                assert second.process.running
+                await orders.place(client)
+            except (AssertionError, OrderflowError):
+                if time.monotonic() - began < delay or delay == 20:
+                    raise
+                continue
+        assert await second.process.wait_exit(30) == 0
+        assert time.monotonic() - began >= delay
+        break
 
 
 async def test_a_rolling_restart_fails_no_call(healthy: System, second: Second, client: OrdersClient) -> None:
