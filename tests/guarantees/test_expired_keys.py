@@ -1,6 +1,5 @@
 """A dead letter is replayed after the gateway has forgotten its idempotency keys: nothing is charged again."""
 
-import contextlib
 import datetime
 
 import grpc.aio
@@ -23,7 +22,7 @@ from tests.e2e import observer, orders
 from tests.guarantees.fronted import FrontedSystem
 from workers import payment_processor
 from workers.gateways.book import ChargeExecuted, Execution
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable
+from workers.gateways.gateway import Charge, ChargeUnknown
 from workers.gateways.remote import HttpGateway
 from workers.gateways.simulated import SimulatedGateway
 
@@ -199,25 +198,10 @@ async def restart(system: FrontedSystem, *, key_ttl: float | None, window_hours:
     await system.stop_role("gateway")
     system.key_ttl_seconds = key_ttl
     system.start_stand_in("gateway")
+    await system.gateway_answers()
     own = {} if window_hours is None else {"ORDERFLOW_GATEWAY_KEY_WINDOW_HOURS": str(window_hours)}
     system.start_role("payment-processor", own)
     await system.wait_healthy(["payment-processor"])
-    await gateway_answers(system)
-
-
-async def gateway_answers(system: FrontedSystem) -> None:
-    gateway = HttpGateway(system.front.url)
-
-    async def answers() -> bool:
-        with contextlib.suppress(GatewayUnavailable):
-            await gateway.find("nobody's")
-            return True
-        return False
-
-    try:
-        await observer.eventually(answers, within=30, what="a gateway that answers")
-    finally:
-        await gateway.aclose()
 
 
 async def dead_letter_of(system: FrontedSystem, order_id: str, *, replay: int) -> pb.DeadLetterEntry:
