@@ -96,3 +96,9 @@ def resident_mib(pid: int | None) -> int:
     """Returns a process's resident memory, MiB."""
     pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Returns the CPU time that a process has used, in seconds."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -36,6 +36,8 @@ async def watches_outlive_their_server(system: System, client: OrdersClient, *, 
     await system.stop_role("payment-processor")
     created: list[CreateOrderResponse] = []
     watches: list[asyncio.Task[None]] = []
+    server = system.processes["server"]
+    idle = observer.resident_mib(server.pid), observer.cpu_seconds(server.pid)
     try:
         for batch in batches(count, 50):
             placed = await asyncio.gather(*(placed_at_last(client) for _ in batch))
@@ -46,13 +48,14 @@ async def watches_outlive_their_server(system: System, client: OrdersClient, *, 
             return len(revisions) == count  # each has shown ORDER_PROCESSING
 
         await observer.eventually(all_watched, within=within / 2, what="every watch is open")
-        print(f"{count} watches: the server has {observer.resident_mib(system.processes['server'].pid)} MiB")
-        server = system.processes["server"]
+        grown, spent = observer.resident_mib(server.pid), observer.cpu_seconds(server.pid) - idle[1]
+        print(f"{count} orders placed and watched: {idle[0]} to {grown} MiB, {spent:.1f} s of CPU")
         server.kill()
         system.start_role("payment-processor")
         system.start_role("server")
         async with asyncio.timeout(within):
             await asyncio.gather(*watches)
+        print(f"all taken up again and ended: {observer.cpu_seconds(system.processes['server'].pid):.1f} s of CPU")
     finally:
         for watch in watches:
             watch.cancel()
