@@ -32,6 +32,7 @@ from orderflow.orders.v1.order_service_pb2 import (
     ListOrderEventsRequest,
     ListOrdersRequest,
 )
+from server import calls
 from server.tokens import ConsistencyToken
 from settings import DatabaseSettings
 from storage.database import Database
@@ -57,6 +58,13 @@ async def server(database: Database, database_settings: DatabaseSettings) -> Asy
 @pytest.fixture
 async def stub(server: Served) -> AsyncIterator[Any]:
     async with server.channel() as stub:
+        yield stub
+
+
+@pytest.fixture
+async def impatient(database: Database, database_settings: DatabaseSettings) -> AsyncIterator[Any]:
+    """The stub of a server that soon gives up waiting; a caller's deadline would end the call beside its answer."""
+    async with served.served(database, database_settings, default_deadline=0.4) as server, server.channel() as stub:
         yield stub
 
 
@@ -141,19 +149,30 @@ async def test_a_batch_waits_for_each_of_its_tokens(
     assert looked[-1] == [requests[0].order_id], "what was there is not looked for again"
 
 
-async def test_a_batch_has_the_error_of_its_first_order_that_has_one(stub: Any, model: ReadModel) -> None:
+async def test_a_batch_has_the_error_of_its_first_order_that_has_one(
+    stub: Any, impatient: Any, model: ReadModel
+) -> None:
     known = order_life()
     await model.add(known[0])
     there = GetOrderRequest(order_id=known[0].order.order_id)
     late = GetOrderRequest(order_id=known[0].order.order_id, consistency_token=token(known[0].order, 9))
     absent = GetOrderRequest(order_id=an_id())
 
-    async def first_error(*requests: GetOrderRequest) -> Any:
-        return await refused(stub.BatchGetOrders(BatchGetOrdersRequest(requests=requests), timeout=0.6))
+    async def first_error(stub: Any, *requests: GetOrderRequest) -> Any:
+        return await refused(stub.BatchGetOrders(BatchGetOrdersRequest(requests=requests)))
 
-    assert await first_error(there, absent) == NOT_FOUND
-    assert await first_error(absent, late) == NOT_FOUND
-    assert await first_error(late, absent) == NOT_THERE_YET
+    assert await first_error(stub, there, absent) == NOT_FOUND
+    assert await first_error(stub, absent, late) == NOT_FOUND
+    assert await first_error(impatient, late, absent) == NOT_THERE_YET
+
+
+async def test_the_callers_deadline_ends_the_wait_for_a_revision(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_ANSWER_SECONDS", 2.0)  # after a pause of 0.1 s it may be the channel that says so
+    absent = an_id()
+    request = GetOrderRequest(order_id=absent, consistency_token=ConsistencyToken(absent, 1).encode())
+    batch = BatchGetOrdersRequest(requests=[request])
+    answers = [refused(stub.GetOrder(request, timeout=8)), refused(stub.BatchGetOrders(batch, timeout=8))]
+    assert await asyncio.gather(*answers) == [NOT_THERE_YET] * 2
 
 
 async def test_a_batch_that_is_not_valid(stub: Any) -> None:
@@ -170,7 +189,7 @@ async def test_a_batch_that_is_not_valid(stub: Any) -> None:
 
 
 async def test_anothers_order_is_as_one_that_is_not_there(
-    stub: Any, model: ReadModel, monkeypatch: pytest.MonkeyPatch
+    stub: Any, impatient: Any, model: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called_as(monkeypatch)
     theirs = order_life(caller="them")[0]
@@ -181,11 +200,9 @@ async def test_anothers_order_is_as_one_that_is_not_there(
         plain = GetOrderRequest(order_id=order_id)
         forged = GetOrderRequest(order_id=order_id, consistency_token=ConsistencyToken(order_id, 1).encode())
         assert await refused(stub.GetOrder(plain)) == NOT_FOUND
-        assert await refused(stub.GetOrder(forged, timeout=0.4)) == NOT_THERE_YET
+        assert await refused(impatient.GetOrder(forged)) == NOT_THERE_YET
         assert await refused(stub.BatchGetOrders(BatchGetOrdersRequest(requests=[plain]))) == NOT_FOUND
-        assert (
-            await refused(stub.BatchGetOrders(BatchGetOrdersRequest(requests=[forged]), timeout=0.4)) == NOT_THERE_YET
-        )
+        assert await refused(impatient.BatchGetOrders(BatchGetOrdersRequest(requests=[forged]))) == NOT_THERE_YET
         assert await refused(stub.ListOrderEvents(ListOrderEventsRequest(order_id=order_id))) == NOT_FOUND
 
 

@@ -102,7 +102,7 @@ async def call(
     request: Message | bytes = b"",
     metadata: tuple[tuple[str, str | bytes], ...] = (),
     *,
-    deadline: float = _DEADLINE,
+    deadline: float | None = _DEADLINE,
     compression: grpc.Compression | None = None,
 ) -> Answer:
     """Calls a method; of a stream, up to its first answer. Whatever the bytes, they are sent as they are."""

@@ -12,9 +12,10 @@ from orderflow.orders.v1.order_pb2 import Order
 from orderflow.orders.v1.order_service_pb2 import GetOrderRequest, ListOrdersRequest
 from server import scopes
 from server.tokens import ConsistencyToken
-from settings import KafkaSettings
+from settings import DatabaseSettings, KafkaSettings, ServerSettings, TokenSettings
 from tests import engines
 from tests.builders import CALLER, a_request, an_id
+from tests.security import ingress
 from tests.security.issuer import Issuer, bearer
 from tests.security.methods import THERE, Method, call, named
 
@@ -63,16 +64,22 @@ async def test_who_calls_is_never_what_the_metadata_says(
 
 
 async def test_anothers_consistency_token_tells_nothing(
-    channel: grpc.aio.Channel, issuer: Issuer, orders_of: dict[str, Order]
+    channel: grpc.aio.Channel,
+    database_settings: DatabaseSettings,
+    tokens: TokenSettings,
+    issuer: Issuer,
+    orders_of: dict[str, Order],
 ) -> None:
     """With a token the server waits for the order; for another's as long as for one that is not there."""
     credential = bearer(issuer.token("tenant-a"))
     theirs, nobodys = orders_of["tenant-b"].order_id, an_id()
     answers = []
-    for order_id in (theirs, nobodys):
-        token = ConsistencyToken(order_id, 1).encode()
-        request = GetOrderRequest(order_id=order_id, consistency_token=token)
-        answers.append(await call(channel, named("GetOrder"), request, credential, deadline=1))
+    soon = ServerSettings(listen="127.0.0.1:0", default_deadline=0.4)
+    async with ingress.serving(database_settings, tokens=tokens, server=soon) as at, ingress.plain(at) as impatient:
+        for order_id in (theirs, nobodys):
+            token = ConsistencyToken(order_id, 1).encode()
+            request = GetOrderRequest(order_id=order_id, consistency_token=token)
+            answers.append(await call(impatient, named("GetOrder"), request, credential, deadline=None))
     assert answers[0] == answers[1]
     assert answers[0].code is grpc.StatusCode.UNAVAILABLE
     # On the caller's own order it is refused, as any token of another order is.
