@@ -361,7 +361,7 @@ async def test_500_watches_share_one_connection_and_look_together(
         watches = [Watching(stub, id_of(life)) for life in lives]
         for watch in watches:
             await watch.until(1)
-        assert await listeners(database, server) == 1
+        await until_listeners(1, database, server)
         await eventually(lambda: all(not watcher.woken.is_set() for watcher in watchers(server)), "all wait")
         QUERIES.clear()
         await model.add(*(event for life in lives for event in life[1:3]))
@@ -375,9 +375,9 @@ async def test_500_watches_share_one_connection_and_look_together(
         await eventually(lambda: not server.watches._watchers, "nothing is left behind")
 
 
-async def no_listener(database: Database, server: Served) -> None:
+async def until_listeners(count: int, database: Database, server: Served) -> None:
     async with asyncio.timeout(engines.DEADLINE):
-        while await listeners(database, server):  # noqa: ASYNC110 - it is in PostgreSQL
+        while await listeners(database, server) != count:  # noqa: ASYNC110 - it is in PostgreSQL
             await asyncio.sleep(0.01)
 
 
@@ -479,7 +479,7 @@ async def test_a_watch_has_a_limit(database: Database, database_settings: Databa
     life = order_life()
     await model.add(life[0])
     async with (
-        watched(database, database_settings, watch_limit_seconds=0.5) as server,
+        watched(database, database_settings, watch_limit_seconds=2) as server,
         server.channel() as stub,
     ):
         watch = Watching(stub, id_of(life))
@@ -518,6 +518,7 @@ async def test_a_lost_listener_comes_back_and_all_look_again(
     async with watched(database, database_settings) as server, server.channel() as stub:
         watch = Watching(stub, id_of(life))
         await watch.until(1)
+        await until_listeners(1, database, server)
         # Held back, so that the notice of revision 2 is missed for certain.
         again = asyncio.Event()
         connect = order_notices.asyncpg.connect
@@ -532,7 +533,7 @@ async def test_a_lost_listener_comes_back_and_all_look_again(
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1",
             f"orderflow {server.application} notices",
         )
-        await no_listener(database, server)
+        await until_listeners(0, database, server)
         await model.add(life[1])
         assert watch.revisions == [1]
         again.set()
