@@ -47,8 +47,8 @@ class Bench:
             opening_seconds=opening_seconds,
         )
 
-    async def until_revision(self, event: OrderEvent, *, seconds: float = engines.DEADLINE) -> None:
-        deadline = asyncio.get_running_loop().time() + seconds
+    async def until_revision(self, event: OrderEvent) -> None:
+        deadline = asyncio.get_running_loop().time() + engines.DEADLINE
         while (found := await self.views.revision(event.order.order_id)) < event.revision:
             assert asyncio.get_running_loop().time() < deadline, f"revision {found} and not {event.revision}"
             await asyncio.sleep(0.02)
@@ -169,7 +169,7 @@ async def test_an_event_that_the_database_cannot_hold_does_not_stop_the_projecto
         async with engines.started(clients.idempotent_producer(bench.kafka, client_id="tests")) as producer:
             await producer.send_and_wait(FIRST.topic, partition=0, key=record.key, value=record.value)
         await engines.send_events(bench.kafka, [good])
-        await bench.until_revision(good, seconds=3)
+        await bench.until_revision(good)
         await bench.positions_at_end()
     (failure,) = await bench.failures()
     assert failure.value == record.value
@@ -183,7 +183,7 @@ async def test_a_forged_dead_letter_does_not_stop_the_projector(bench: Bench) ->
                 topics.DEAD_LETTERS.name, key=b"k", value=b"v", headers=[("dlq_error_class", b"nul\x00")]
             )
         await engines.send_events(bench.kafka, [good])
-        await bench.until_revision(good, seconds=3)
+        await bench.until_revision(good)
         await bench.positions_at_end()
 
 

@@ -91,11 +91,9 @@ class Outputs:
         letters = [dead_letters.parse(record) for record in self._dlq.records]
         return [letter for letter in letters if letter.group == self._group]
 
-    async def until_answered(self, events: Sequence[OrderEvent], *, seconds: float = engines.DEADLINE) -> None:
+    async def until_answered(self, events: Sequence[OrderEvent]) -> None:
         wanted = {event.event_id for event in events}
-        await self._notifications.until(
-            lambda: wanted <= set(self.causes()), f"{len(wanted)} events are answered", seconds=seconds
-        )
+        await self._notifications.until(lambda: wanted <= set(self.causes()), f"{len(wanted)} events are answered")
 
     async def until_dead_letters(self, count: int) -> list[DeadLetter]:
         await self._dlq.until(lambda: len(self.letters()) >= count, f"{count} dead letters")
@@ -227,7 +225,7 @@ async def test_a_slow_order_does_not_stop_the_partition(worker: Worker, outputs:
             await engines.send_events(worker.kafka, [slow])
             for n in range(0, 60, 20):
                 await engines.send_events(worker.kafka, others[n : n + 20])
-                await outputs.until_answered(others[n : n + 20], seconds=3)
+                await outputs.until_answered(others[n : n + 20])
         finally:
             go_on.set()
 
@@ -346,7 +344,7 @@ async def test_a_cancellation_inside_of_a_handler_does_not_lose_the_order(worker
     worker.on_delivery = on_delivery
     async with engines.running(worker.runtime()):
         await engines.send_events(worker.kafka, [event])
-        await outputs.until_answered([event], seconds=3)
+        await outputs.until_answered([event])
 
 
 async def test_poison_goes_to_dlq_byte_for_byte(worker: Worker, outputs: Outputs) -> None:
@@ -389,7 +387,7 @@ async def test_a_record_without_key_and_value_goes_to_dlq(worker: Worker, output
             sent = await producer._message_accumulator.add_message(FIRST, None, None, 5.0, headers=[])
             await sent
         await engines.send_events(worker.kafka, [good])
-        await outputs.until_answered([good], seconds=3)
+        await outputs.until_answered([good])
         (letter,) = await outputs.until_dead_letters(1)
     assert not letter.HasField("key")
     assert not letter.HasField("value")
