@@ -500,11 +500,14 @@ async def test_a_stop_finishes_and_commits_what_is_in_flight(worker: Worker, out
         await go_on.wait()
 
     worker.on_delivery = on_delivery
-    async with engines.running(worker.runtime(Limits(max_in_flight=5, drain=10))) as at_work:
+    runtime = worker.runtime(Limits(max_in_flight=5, drain=10))
+    async with engines.running(runtime) as at_work:
         await engines.send_events(worker.kafka, events)
         await engines.eventually(lambda: len(worker.deliveries) == 5, "all are in flight")
         await engines.send_events(worker.kafka, later)
         at_work.stop.set()
+        runners = [runner for runner, _ in runtime._runners.values()]
+        await engines.eventually(lambda: all(runner.is_draining for runner in runners), "it is draining")
         done, _ = await asyncio.wait([at_work.task], timeout=0.5)
         assert not done, "it waits for what is in flight"
         go_on.set()
