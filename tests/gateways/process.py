@@ -47,10 +47,14 @@ class GatewayProcess:
         self.url, self._admin = addresses["gateway"], addresses["admin"]
         self.client = self.connect()
 
-    def connect(self, total_timeout: float = 10.0) -> HttpGateway:
-        client = HttpGateway(self.url, connect_timeout=total_timeout / 2, total_timeout=total_timeout)
+    def connect(self, *, connect_timeout: float = 5.0, total_timeout: float = 10.0) -> HttpGateway:
+        client = HttpGateway(self.url, connect_timeout=connect_timeout, total_timeout=total_timeout)
         self._clients.append(client)
         return client
+
+    def connect_impatient(self) -> HttpGateway:
+        """A client that waits 2 s for an answer, nearly all of which connecting may take."""
+        return self.connect(connect_timeout=1.9, total_timeout=2.0)
 
     async def faults(self, **faults: float | bool | list[dict[str, Any]]) -> None:
         assert await self.put_faults(json.dumps(faults)) == 200

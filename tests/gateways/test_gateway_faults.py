@@ -92,7 +92,7 @@ async def test_an_outage_resets_what_was_sent(gateway: GatewayProcess) -> None:
     sent = asyncio.create_task(charge(gateway.client))
     # A look-up on a second connection that times out proves that the gateway reads; the charge was sent before it.
     with pytest.raises(GatewayUnavailable, match="got no answer"):
-        await gateway.connect(total_timeout=1.0).find("k-1")
+        await gateway.connect_impatient().find("k-1")
     await gateway.faults(refuse=True)
     with pytest.raises(ChargeUnknown):
         await sent
@@ -100,13 +100,15 @@ async def test_an_outage_resets_what_was_sent(gateway: GatewayProcess) -> None:
 
 async def test_a_charge_that_times_out_is_unknown_and_close_settles_it(gateway: GatewayProcess) -> None:
     await gateway.start()
-    await gateway.faults(latency_seconds=2.0)
+    await gateway.faults(latency_seconds=8.0)
+    other = asyncio.create_task(charge(gateway.connect(total_timeout=30.0), "k-2"))
     with pytest.raises(ChargeUnknown):
-        await charge(gateway.connect(total_timeout=0.5))
+        await charge(gateway.connect_impatient())
     await gateway.faults()
     assert await gateway.client.close("k-1") is None, "the charge still waits inside the gateway"
-    await gateway.end(signal.SIGTERM)  # lets it finish
-    assert [(line["kind"], line["key"]) for line in gateway.lines()] == [("close", "k-1")]
+    assert (await other).approved
+    await gateway.end(signal.SIGTERM)  # lets the first finish, whose time is over with the other's
+    assert [(line["kind"], line["key"]) for line in gateway.lines()] == [("close", "k-1"), ("charge", "k-2")]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ async def test_what_strikes_before_executes_nothing(gateway: GatewayProcess, fau
     await gateway.faults(**{fault: True if fault == "hang" else 1.0})
     for _ in range(2):
         with pytest.raises(ChargeUnknown):
-            await charge(gateway.connect(total_timeout=1.0))
+            await charge(gateway.connect_impatient())
     await gateway.faults()
     assert await gateway.client.find("k-1") is None
     assert gateway.lines() == []
@@ -130,7 +132,7 @@ async def test_what_strikes_after_has_executed_once(gateway: GatewayProcess, fau
     await gateway.start()
     paid = await charge(gateway.client, "k-0")
     await gateway.faults(**{fault: 1.0})
-    impatient = gateway.connect(total_timeout=1.0)
+    impatient = gateway.connect_impatient()
     for _ in range(2):
         with pytest.raises(ChargeUnknown):
             await charge(impatient)
@@ -246,7 +248,7 @@ async def test_a_hanging_gateway_answers_no_call_at_all(gateway: GatewayProcess)
     await gateway.start()
     paid = await charge(gateway.client)
     await gateway.faults(hang=True)
-    impatient = gateway.connect(total_timeout=1.0)
+    impatient = gateway.connect_impatient()
     for call in (impatient.find("k-1"), impatient.close("k-1")):
         with pytest.raises(GatewayUnavailable, match="no answer"):
             await call
@@ -261,8 +263,8 @@ async def test_a_hanging_gateway_answers_no_call_at_all(gateway: GatewayProcess)
 async def test_an_outage_ends_by_itself(gateway: GatewayProcess, kind: str) -> None:
     await gateway.start()
     paid = await charge(gateway.client)
-    await gateway.faults(outages=[{"kind": kind, "duration_seconds": 2.0}])
-    client = gateway.connect(total_timeout=1.0)
+    await gateway.faults(outages=[{"kind": kind, "duration_seconds": 4.0}])
+    client = gateway.connect_impatient()
     with pytest.raises(GatewayUnavailable, match="not connected" if kind == "refuse" else "no answer"):
         await client.find("k-1")
     assert await until_answered(lambda: client.find("k-1")) == paid
