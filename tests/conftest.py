@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import hypothesis
 import pytest
 
 from devstack import KafkaBroker, PostgresServer
@@ -9,6 +10,12 @@ from settings import DatabaseSettings, KafkaSettings
 from storage import migrate
 from storage.database import Database
 from tests import engines
+
+# How long an example takes is the machine's matter.
+hypothesis.settings.register_profile(
+    "orderflow", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("orderflow")
 
 
 @pytest.fixture(scope="session")
