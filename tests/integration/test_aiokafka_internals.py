@@ -158,7 +158,7 @@ async def test_clients_are_discarded_in_time_while_the_broker_hangs(kafka_broker
         began = time.monotonic()
         await aiokafka_internals.discard_producer(producer, flush_seconds=0.3)
         await aiokafka_internals.discard_consumer(consumer, seconds=0.3)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 10
         pending.cancel()
     finally:
         kafka_broker.resume()

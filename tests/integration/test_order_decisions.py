@@ -149,7 +149,8 @@ async def test_an_order_that_has_a_row_under_another_event_is_left_alone(
 async def test_200_orders_at_once_share_50_units(database_settings: DatabaseSettings, stock: Stock) -> None:
     sku = a_sku()
     await stock.set_available(sku, 50)
-    settings = engines.database_settings(database_settings.url.get_secret_value(), pool_size=20, connect_timeout=30)
+    url = database_settings.url.get_secret_value()
+    settings = engines.database_settings(url, pool_size=20, connect_timeout=30, command_timeout=30)
     async with engines.opened(settings) as database:
         decisions = OrderDecisions(database, now=lambda: NOW)
         deliveries = [created([an_item(sku, 1)], offset=n) for n in range(200)]
@@ -167,7 +168,8 @@ async def test_orders_of_the_same_skus_in_any_order_do_not_block_each_other(
     skus = [a_sku() for _ in range(8)]
     for sku in skus:
         await stock.set_available(sku, 1000)
-    settings = engines.database_settings(database_settings.url.get_secret_value(), pool_size=20, connect_timeout=30)
+    url = database_settings.url.get_secret_value()
+    settings = engines.database_settings(url, pool_size=20, connect_timeout=30, command_timeout=30)
     dice = random.Random(1)
     async with engines.opened(settings) as database:
         decisions = OrderDecisions(database, now=lambda: NOW)

@@ -201,7 +201,7 @@ def test_huge_input_is_refused_quickly(request_of_a_megabyte: dict[str, Any]) ->
     request = a_request(**request_of_a_megabyte)
     started = time.process_time()
     found = violations_of(request)
-    assert time.process_time() - started < 0.25
+    assert time.process_time() - started < 1
     assert 1 <= len(found) <= 2
 
 
