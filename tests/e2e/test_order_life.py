@@ -3,6 +3,8 @@
 import asyncio
 import functools
 
+import pytest
+
 from clients.tests.bare_environment import build
 from devstack.system import ROLES, WORKERS, System
 from orderflow_client import OrdersClient, OrderStatus, PaymentStatus, item
@@ -148,6 +150,7 @@ async def test_an_order_accepted_while_all_workers_are_down_is_paid_once_they_ar
     assert order.status == OrderStatus.ORDER_STATUS_PAID
 
 
+@pytest.mark.timeout(300)  # it builds and installs the client
 async def test_the_client_installed_alone_places_an_order(healthy: System, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     environment = await asyncio.to_thread(build, tmp_path_factory.mktemp("bare"))
     assert not environment.can_import("aiokafka")

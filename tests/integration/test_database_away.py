@@ -1,6 +1,7 @@
 """PostgreSQL away or too busy is a DependencyDown from every repository; a mistake of ours is not (semantics 23)."""
 
 import asyncio
+import urllib.parse
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -84,6 +85,16 @@ async def test_away(away: Database, call: Call) -> None:
     with pytest.raises(DependencyDown) as down:
         await call(away)
     assert down.value.dependency == "postgres"
+
+
+async def test_a_server_that_takes_in_nobody_is_away(database_settings: DatabaseSettings) -> None:
+    """As while a password is changed, or a dump restored: no record may use up attempts meanwhile."""
+    url = urllib.parse.urlsplit(database_settings.url.get_secret_value())
+    wrong_password = url._replace(netloc=url.netloc.replace(f":{url.password}@", ":another@")).geturl()
+    for refused in (wrong_password, url._replace(path="/no_such_database").geturl()):
+        async with engines.opened(engines.database_settings(refused)) as database:
+            with pytest.raises(DependencyDown):
+                await OrderViews(database).get(an_id())
 
 
 async def test_a_connection_that_is_lost_in_a_transaction(database: Database) -> None:

@@ -301,3 +301,15 @@ async def test_a_consumer_that_is_stuck_is_replaced(bench: Bench, monkeypatch: p
         await engines.send_events(bench.kafka, events)
         await bench.until_revision(events[2])
     assert len(set(map(id, stuck))) == 1
+
+
+async def test_a_stop_is_heard_while_a_poll_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    polled = asyncio.Event()
+
+    async def waits(*_: object, **__: object) -> None:
+        polled.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", waits)
+    async with engines.running(bench.runtime()):
+        await polled.wait()

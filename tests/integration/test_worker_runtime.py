@@ -678,6 +678,19 @@ async def test_what_finishes_during_a_transaction_that_fails_is_done_once(
     assert worker.causes().count(second.event_id) == 2, "it starts over from what is committed"
 
 
+async def test_a_stop_is_heard_while_a_poll_waits(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a poll does during a rebalance, and while Kafka is away."""
+    polled = asyncio.Event()
+
+    async def waits(*_: object, **__: object) -> None:
+        polled.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", waits)
+    async with engines.running(worker.runtime()):
+        await polled.wait()
+
+
 async def test_a_consumer_that_is_stuck_is_replaced(
     worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
