@@ -36,6 +36,14 @@ def show_settings() -> None:
     typer.echo(page(), nl=False)
 
 
+@app.command("states")
+def show_states() -> None:
+    """Print the states of an order as Markdown: docs/states.md."""
+    from cli.states_page import page
+
+    typer.echo(page(), nl=False)
+
+
 def main() -> None:
     """Run the command; errors that a user can act on are one line and exit code 1."""
     with fail_on_error():

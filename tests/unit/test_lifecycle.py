@@ -1,7 +1,10 @@
 """Every pair of the state table, against a picture of it that was drawn by hand."""
 
+from pathlib import Path
+
 import pytest
 
+from cli import states_page
 from domain import lifecycle
 from domain.lifecycle import AlreadyApplied, Applied, IllegalTransitionError
 from domain.orders import is_lifecycle
@@ -88,3 +91,8 @@ def test_lifecycle_events_are_told_apart_from_commands_and_notifications() -> No
     lifecycle_events = {f"ORDER_EVENT_TYPE_{name}" for name in _EVENTS.values()}
     for name, event in OrderEventType.items():
         assert is_lifecycle(event) == (name in lifecycle_events), name
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "states.md"
+    assert page.read_text() == states_page.page(), "run `orderflow states > docs/states.md`"

@@ -84,6 +84,5 @@ def test_every_variable_has_a_description_that_fits_a_table() -> None:
         assert not set("|\n") & set(field.description), name
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="docs/settings.md is not there yet")
 def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text() == settings_page.page(), "run `orderflow settings > docs/settings.md`"
