@@ -1,27 +1,35 @@
 """What the order processor decides."""
 
 import datetime
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from domain import events
 from domain.records import Delivery
-from orderflow.events.v1.order_event_pb2 import OrderCreatedDetails, OrderEvent, OrderEventType, OrderRejectedDetails
-from orderflow.orders.v1.order_pb2 import Order, PaymentStatus
+from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderRejectedDetails
+from orderflow.orders.v1.order_pb2 import LineItem, Order, PaymentStatus
 from storage import order_rows, outcomes, stock
 from storage.database import Database
+from storage.gathering import Gathering
+from storage.outcomes import StoredOutcome
 
 if TYPE_CHECKING:
     from storage.database import Connection
 
+_MOST: Final = 200
+_HEAVIEST: Final = 4 * 1024 * 1024  # bytes: each is written three times, and a statement has but seconds
+
 
 class OrderDecisions:
-    """Decisions on new orders."""
+    """Decisions on new orders: those that arrive together in one transaction, so that a hot SKU's row moves once."""
 
     def __init__(self, database: Database, *, now: Callable[[], datetime.datetime]) -> None:
         """Uses the database's pool."""
         self._database = database
         self._now = now
+        self._gathering: Gathering[Delivery, list[OrderEvent] | StoredOutcome] = Gathering(
+            self._accept_all, most=_MOST, weigh=lambda delivery: delivery.event.ByteSize(), heaviest=_HEAVIEST
+        )
 
     async def accept(self, delivery: Delivery) -> list[OrderEvent]:
         """Decides a valid ORDER_CREATED: reserves its stock, or rejects it. Returns the events to emit.
@@ -29,64 +37,135 @@ class OrderDecisions:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
+        answer = await self._gathering.ask(delivery)
+        return outcomes.obey(answer, delivery) if isinstance(answer, StoredOutcome) else answer
 
-        async def decision(connection: "Connection") -> list[OrderEvent]:
-            order, created = delivery.event.order, delivery.event.order_created
-            if not await order_rows.insert(connection, order, caller=created.caller):
-                return []  # the row moved under another event_id
-            refusal = await _refusal(connection, order, created)
-            moved = await order_rows.move(
+    async def _accept_all(self, deliveries: Sequence[Delivery]) -> list[list[OrderEvent] | StoredOutcome]:
+        return await outcomes.decide_all(self._database, deliveries, self._decide)
+
+    async def _decide(self, connection: "Connection", deliveries: Sequence[Delivery]) -> list[list[OrderEvent]]:
+        new = await _insert_rows(connection, deliveries)
+        refusals = await _refusals(connection, list(new.values()))
+        moved = await self._move(connection, new, refusals)
+        decided: list[list[OrderEvent]] = []
+        for delivery in deliveries:
+            order_id = delivery.event.order.order_id
+            if new.get(order_id) is not delivery:
+                decided.append([])  # the row moved under another event_id
+            elif order_id in refusals:
+                decided.append([events.order_rejected(delivery, moved[order_id], refusals[order_id])])
+            else:
+                decided.append([events.order_processing(delivery, moved[order_id])])
+        return decided
+
+    async def _move(
+        self, connection: "Connection", new: Mapping[str, Delivery], refusals: Mapping[str, OrderRejectedDetails]
+    ) -> dict[str, Order]:
+        now = self._now()
+        moved: dict[str, Order] = {}
+        if accepted := {order_id: "" for order_id in new if order_id not in refusals}:
+            moved |= await order_rows.move_all(
                 connection,
-                order.order_id,
-                OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED
-                if refusal
-                else OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
-                payment_status=PaymentStatus.PAYMENT_STATUS_NONE if refusal else PaymentStatus.PAYMENT_STATUS_PENDING,
-                failure_reason=refusal.reason if refusal else "",
-                now=self._now(),
+                OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
+                accepted,
+                payment_status=PaymentStatus.PAYMENT_STATUS_PENDING,
+                now=now,
             )
-            assert moved is not None, "the row was inserted in this transaction"
-            return [
-                events.order_rejected(delivery, moved, refusal) if refusal else events.order_processing(delivery, moved)
-            ]
-
-        while True:
-            try:
-                return await outcomes.decide(self._database, delivery, decision, last=_hold)
-            except stock.ShortageError:
-                # Others were quicker since it was looked at: the next look refuses, unless there is enough again.
-                continue
-
-
-async def _hold(connection: "Connection", decided: OrderEvent) -> None:
-    if decided.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING:
-        await stock.hold(connection, decided.order.items)
+        if refusals:
+            moved |= await order_rows.move_all(
+                connection,
+                OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED,
+                {order_id: refusal.reason for order_id, refusal in refusals.items()},
+                payment_status=PaymentStatus.PAYMENT_STATUS_NONE,
+                now=now,
+            )
+        assert moved.keys() == new.keys(), "the rows were inserted in this transaction"
+        return moved
 
 
-async def _refusal(connection: "Connection", order: Order, created: OrderCreatedDetails) -> OrderRejectedDetails | None:
-    if created.request_id and not await _claim_request(connection, order, created):
-        return OrderRejectedDetails(reason="REQUEST_ID_REUSED")
-    if skus := await stock.mispriced(connection, order.items):
-        return OrderRejectedDetails(reason="PRICE_MISMATCH", skus=skus)
-    unknown, short = await stock.shortage(connection, order.items)
-    if unknown:
-        return OrderRejectedDetails(reason="UNKNOWN_SKU", skus=unknown)
-    if short:
-        return OrderRejectedDetails(reason="OUT_OF_STOCK", skus=short)
-    return None
-
-
-async def _claim_request(connection: "Connection", order: Order, created: OrderCreatedDetails) -> bool:
-    """Claims (caller, request_id) for the order: the first payload gets it (semantics 9)."""
-    claimed_by = await connection.fetchval(
-        "with claim as (insert into order_requests (caller, request_id, order_id, fingerprint)"
-        " values ($1, $2, $3, $4) on conflict do nothing returning order_id)"
-        " select order_id from claim"
-        " union all select order_id from order_requests where caller = $1 and request_id = $2 limit 1",
-        created.caller,
-        created.request_id,
-        order.order_id,
-        created.request_fingerprint,
+async def _insert_rows(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[str, Delivery]:
+    """Inserts the orders that have no row yet. Returns their deliveries, by order id."""
+    first: dict[str, Delivery] = {}
+    for delivery in deliveries:
+        first.setdefault(delivery.event.order.order_id, delivery)
+    inserted = await order_rows.insert_all(
+        connection,
+        [delivery.event.order for delivery in first.values()],
+        callers=[delivery.event.order_created.caller for delivery in first.values()],
     )
-    # None: another transaction committed its claim after this statement began, so it was the first.
-    return claimed_by is not None and str(claimed_by) == order.order_id
+    return {order_id: delivery for order_id, delivery in first.items() if order_id in inserted}
+
+
+async def _refusals(connection: "Connection", new: Sequence[Delivery]) -> dict[str, OrderRejectedDetails]:
+    """Refuses, by order id, what cannot be accepted, and holds the stock of all else."""
+    refusals: dict[str, OrderRejectedDetails] = {}
+
+    def refuse(order: Order, reason: str, skus: Sequence[str] = ()) -> None:
+        refusals[order.order_id] = OrderRejectedDetails(reason=reason, skus=skus)
+
+    claims = await _claim_requests(connection, new)
+    orders: list[Order] = []
+    for order, created in ((each.event.order, each.event.order_created) for each in new):
+        if created.request_id and claims[created.caller, created.request_id] != order.order_id:
+            refuse(order, "REQUEST_ID_REUSED")
+        else:
+            orders.append(order)
+    prices = await stock.listed_prices(connection, _skus(orders))
+    for order in orders:
+        if mispriced := _mispriced(order, prices):
+            refuse(order, "PRICE_MISMATCH", mispriced)
+    orders = [order for order in orders if order.order_id not in refusals]
+    # From here to the commit everybody else who wants these SKUs waits: nothing is done here that could be done before.
+    available = await stock.lock(connection, _skus(orders))
+    held: list[LineItem] = []
+    for order in orders:
+        if unknown := sorted(item.sku for item in order.items if item.sku not in available):
+            refuse(order, "UNKNOWN_SKU", unknown)
+        elif short := sorted(item.sku for item in order.items if item.quantity > available[item.sku]):
+            refuse(order, "OUT_OF_STOCK", short)
+        else:
+            held += order.items
+            for item in order.items:
+                available[item.sku] -= item.quantity
+    if held:
+        await stock.hold(connection, held)
+    return refusals
+
+
+def _skus(orders: Sequence[Order]) -> set[str]:
+    return {item.sku for order in orders for item in order.items}
+
+
+def _mispriced(order: Order, prices: Mapping[tuple[str, str], int]) -> list[str]:
+    """Returns the SKUs that have a price in the order's currency, and another one than the order says."""
+    said = ((item.sku, item.unit_price.currency_code, item.unit_price.amount_minor) for item in order.items)
+    return sorted(sku for sku, currency, amount in said if prices.get((sku, currency), amount) != amount)
+
+
+async def _claim_requests(connection: "Connection", new: Sequence[Delivery]) -> dict[tuple[str, str], str]:
+    """Claims (caller, request_id) for orders: the first payload gets it (semantics 9). Returns whose each is."""
+    first: dict[tuple[str, str], Delivery] = {}
+    for delivery in new:
+        created = delivery.event.order_created
+        if created.request_id:
+            first.setdefault((created.caller, created.request_id), delivery)
+    if not first:
+        return {}
+    keys = [caller for caller, _ in first], [request_id for _, request_id in first]
+    await connection.execute(
+        "insert into order_requests (caller, request_id, order_id, fingerprint)"
+        " select caller, request_id, order_id, fingerprint from unnest($1::text[], $2::text[], $3::uuid[], $4::bytea[])"
+        " as claim (caller, request_id, order_id, fingerprint)"
+        " order by caller, request_id"  # one lock order everywhere
+        " on conflict do nothing",
+        *keys,
+        [delivery.event.order.order_id for delivery in first.values()],
+        [delivery.event.order_created.request_fingerprint for delivery in first.values()],
+    )
+    # A statement of its own, which sees what another transaction committed after the first one began.
+    rows = await connection.fetch(
+        "select caller, request_id, order_id from unnest($1::text[], $2::text[]) as asked (caller, request_id)"
+        " join order_requests using (caller, request_id)",
+        *keys,
+    )
+    return {(row["caller"], row["request_id"]): str(row["order_id"]) for row in rows}

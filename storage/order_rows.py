@@ -1,7 +1,7 @@
 """The row that decides an order, and the order that it stands for."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -23,6 +23,12 @@ _MOVE: Final = (
     " update_time = greatest(update_time, $6) where order_id = $1 and status = any($2)"
     " returning order_id, content, status, payment_status, revision, failure_reason, update_time"
 )
+_MOVE_ALL: Final = (
+    "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = moved.reason,"
+    " update_time = greatest(update_time, $6) from unnest($1::uuid[], $5::text[]) as moved (moved_id, reason)"
+    " where order_id = moved_id and status = any($2)"
+    " returning order_id, content, status, payment_status, revision, failure_reason, update_time"
+)
 
 
 def order_of(row: asyncpg.Record) -> Order:
@@ -37,23 +43,26 @@ def order_of(row: asyncpg.Record) -> Order:
     return order
 
 
-async def insert(connection: "Connection", order: Order, *, caller: str) -> bool:
-    """Inserts a new order at revision 1. False: it has a row already."""
-    return bool(
-        await connection.fetchval(
-            "insert into orders"
-            " (order_id, caller, content, status, payment_status, revision, expire_time, update_time)"
-            " values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (order_id) do nothing returning true",
-            order.order_id,
-            caller,
-            order.SerializeToString(),
-            order.status,
-            order.payment_status,
-            order.revision,
-            order.expire_time.ToDatetime(datetime.UTC),
-            order.update_time.ToDatetime(datetime.UTC),
-        )
+async def insert_all(connection: "Connection", orders: Sequence[Order], *, callers: Sequence[str]) -> set[str]:
+    """Inserts new orders at revision 1, each once. Returns the ids of those that had no row yet."""
+    rows = await connection.fetch(
+        "insert into orders (order_id, caller, content, status, payment_status, revision, expire_time, update_time)"
+        " select order_id, caller, content, status, payment_status, revision, expire_time, update_time"
+        " from unnest($1::uuid[], $2::text[], $3::bytea[], $4::smallint[], $5::smallint[], $6::bigint[],"
+        " $7::timestamptz[], $8::timestamptz[])"
+        " as new (order_id, caller, content, status, payment_status, revision, expire_time, update_time)"
+        " order by order_id"  # one lock order everywhere
+        " on conflict (order_id) do nothing returning order_id",
+        [order.order_id for order in orders],
+        callers,
+        [order.SerializeToString() for order in orders],
+        [order.status for order in orders],
+        [order.payment_status for order in orders],
+        [order.revision for order in orders],
+        [order.expire_time.ToDatetime(datetime.UTC) for order in orders],
+        [order.update_time.ToDatetime(datetime.UTC) for order in orders],
     )
+    return {str(row["order_id"]) for row in rows}
 
 
 async def find(connection: "Connection", order_id: str, *, lock: bool = False) -> Order | None:
@@ -75,16 +84,34 @@ async def move(
 
     Returns the order after the event, or None if nothing was moved.
     """
-    sources: Sequence[OrderStatus] = sources_of(event)
+    sources, target = _way(event)
+    row = await connection.fetchrow(_MOVE, order_id, sources, target, payment_status, failure_reason, now)
+    return order_of(row) if row else None
+
+
+async def move_all(
+    connection: "Connection",
+    event: OrderEventType,
+    failure_reasons: Mapping[str, str],
+    *,
+    payment_status: PaymentStatus,
+    now: datetime.datetime,
+) -> dict[str, Order]:
+    """Moves orders as `move` does. `failure_reasons` has one for the id of each, in any order.
+
+    The transaction must hold the rows: two that lock the same ones here might wait for each other.
+
+    Returns the orders that were moved, after the event, by their ids.
+    """
+    sources, target = _way(event)
+    rows = await connection.fetch(
+        _MOVE_ALL, list(failure_reasons), sources, target, payment_status, list(failure_reasons.values()), now
+    )
+    return {str(row["order_id"]): order_of(row) for row in rows}
+
+
+def _way(event: OrderEventType) -> tuple[list[OrderStatus], OrderStatus]:
+    sources = sources_of(event)
     targets = {TRANSITIONS[source, event] for source in sources}
     assert len(targets) == 1, "the event leads to several states: tell which"
-    row = await connection.fetchrow(
-        _MOVE,
-        order_id,
-        list(sources),
-        targets.pop(),
-        payment_status,
-        failure_reason,
-        now,
-    )
-    return order_of(row) if row else None
+    return sources, targets.pop()

@@ -1,8 +1,11 @@
 """Outcomes: what was emitted for every record, stored in the transaction that decided it (semantics 12 to 14)."""
 
 import dataclasses
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
+
+import asyncpg
 
 from domain.records import Coordinates, Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
@@ -17,6 +20,9 @@ log = logs.get()
 Decision = Callable[["Connection"], Awaitable[list[OrderEvent]]]
 """Decides a record inside a transaction and returns the events to emit, none if nothing is to happen."""
 
+DecisionOfAll = Callable[["Connection", Sequence[Delivery]], Awaitable[list[list[OrderEvent]]]]
+"""Decides several records inside a transaction and returns the events to emit for each."""
+
 Effect = Callable[["Connection", OrderEvent], Awaitable[None]]
 """What an event that was decided does besides, in the same transaction."""
 
@@ -28,24 +34,42 @@ class Settled:
     events: list[OrderEvent]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredOutcome:
+    """An outcome, and where the record stands that it was stored for. `events` are serialized."""
+
+    coordinates: Coordinates
+    events: Sequence[bytes]
+
+
 class _StoredMeanwhileError(Exception):
     """Another process stored an outcome for the record while this one decided: this decision is rolled back."""
 
 
-async def obeyed(connection: "Connection", delivery: Delivery) -> list[OrderEvent] | None:
-    """Returns what the stored outcome says to emit: a replay's events, nothing for a copy. None: none is stored."""
-    row = await connection.fetchrow(
-        "select topic, partition, record_offset, events from outcomes where group_name = $1 and event_id = $2",
-        delivery.group,
-        delivery.event.event_id,
-    )
-    if row is None:
-        return None
-    if Coordinates(row["topic"], row["partition"], row["record_offset"]) != delivery.coordinates:
+def obey(stored: StoredOutcome, delivery: Delivery) -> list[OrderEvent]:
+    """Returns what a stored outcome says to emit: a replay's events, nothing for a copy."""
+    if stored.coordinates != delivery.coordinates:
         log.info("order.duplicate_skipped")
         return []
     log.info("order.replayed")
-    return [OrderEvent.FromString(event) for event in row["events"]]
+    return [OrderEvent.FromString(event) for event in stored.events]
+
+
+async def obeyed(connection: "Connection", delivery: Delivery) -> list[OrderEvent] | None:
+    """Returns what the record's stored outcome says to emit. None: none is stored."""
+    row = await connection.fetchrow(
+        "select topic, partition, record_offset, events from outcomes where group_name = $1 and event_id = $2",
+        *_key(delivery),
+    )
+    return obey(_stored(row), delivery) if row else None
+
+
+def _key(delivery: Delivery) -> tuple[str, str]:
+    return delivery.group, delivery.event.event_id
+
+
+def _stored(row: asyncpg.Record) -> StoredOutcome:
+    return StoredOutcome(Coordinates(row["topic"], row["partition"], row["record_offset"]), row["events"])
 
 
 async def store(connection: "Connection", delivery: Delivery, events: Sequence[OrderEvent]) -> None:
@@ -54,17 +78,30 @@ async def store(connection: "Connection", delivery: Delivery, events: Sequence[O
     Raises:
         _StoredMeanwhileError: there is one; only inside `decide`, which then obeys it.
     """
-    stored = await connection.fetchval(
+    outcome = StoredOutcome(delivery.coordinates, [event.SerializeToString() for event in events])
+    await _store(connection, [delivery], [outcome])
+
+
+async def _store(connection: "Connection", deliveries: Sequence[Delivery], stored: Sequence[StoredOutcome]) -> None:
+    # PostgreSQL has no arrays of arrays of different lengths: all events stand in one, each outcome has a slice of it.
+    ends = list(itertools.accumulate(len(each.events) for each in stored))
+    inserted = await connection.execute(
         "insert into outcomes (group_name, event_id, topic, partition, record_offset, events)"
-        " values ($1, $2, $3, $4, $5, $6) on conflict do nothing returning true",
-        delivery.group,
-        delivery.event.event_id,
-        delivery.coordinates.topic,
-        delivery.coordinates.partition,
-        delivery.coordinates.offset,
-        [event.SerializeToString() for event in events],
+        " select group_name, event_id, topic, partition, record_offset, ($8::bytea[])[first:last]"
+        " from unnest($1::text[], $2::uuid[], $3::text[], $4::integer[], $5::bigint[], $6::integer[], $7::integer[])"
+        " as decided (group_name, event_id, topic, partition, record_offset, first, last)"
+        " order by group_name, event_id"  # one lock order everywhere
+        " on conflict do nothing",
+        [each.group for each in deliveries],
+        [each.event.event_id for each in deliveries],
+        [each.coordinates.topic for each in deliveries],
+        [each.coordinates.partition for each in deliveries],
+        [each.coordinates.offset for each in deliveries],
+        [end - len(each.events) + 1 for end, each in zip(ends, stored, strict=True)],
+        ends,
+        [event for each in stored for event in each.events],
     )
-    if not stored:
+    if inserted != f"INSERT 0 {len(deliveries)}":
         raise _StoredMeanwhileError
 
 
@@ -94,3 +131,53 @@ async def decide(
             events = await obeyed(connection, delivery)
             assert events is not None, "an outcome that was in the way is gone"
             return events
+
+
+async def decide_all(
+    database: Database, deliveries: Sequence[Delivery], decision: DecisionOfAll
+) -> list[list[OrderEvent] | StoredOutcome]:
+    """Decides records in one transaction, each as `decide` would, in their order.
+
+    Returns for each the events that were decided, or a stored outcome for the caller to `obey`. `decision` is handed
+    those that have none; of several with the same event the first, and the others obey its outcome.
+
+    Raises:
+        DependencyDown: as `decide`.
+    """
+    while True:
+        try:
+            async with database.transaction() as connection:
+                # A plan made while the tables were small would be kept, and read the whole of them when they are not.
+                await connection.execute("set local plan_cache_mode = force_custom_plan")
+                return await _decided(connection, deliveries, decision)
+        except _StoredMeanwhileError:
+            continue  # that outcome is committed, so the next look finds and obeys it
+
+
+async def _decided(
+    connection: "Connection", deliveries: Sequence[Delivery], decision: DecisionOfAll
+) -> list[list[OrderEvent] | StoredOutcome]:
+    stored = await _find_all(connection, deliveries)
+    fresh: dict[tuple[str, str], Delivery] = {}
+    for each in deliveries:
+        if _key(each) not in stored:
+            fresh.setdefault(_key(each), each)
+    if not fresh:
+        return [stored[_key(each)] for each in deliveries]
+    events = await decision(connection, list(fresh.values()))
+    decided = dict(zip(fresh, events, strict=True))
+    for key, each in fresh.items():
+        stored[key] = StoredOutcome(each.coordinates, [event.SerializeToString() for event in decided[key]])
+    await _store(connection, list(fresh.values()), [stored[key] for key in fresh])
+    return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
+
+
+async def _find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:
+    rows = await connection.fetch(
+        "select group_name, event_id, topic, partition, record_offset, events"
+        " from unnest($1::text[], $2::uuid[]) as asked (group_name, event_id)"
+        " join outcomes using (group_name, event_id)",
+        [each.group for each in deliveries],
+        [each.event.event_id for each in deliveries],
+    )
+    return {(row["group_name"], str(row["event_id"])): _stored(row) for row in rows}

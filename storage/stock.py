@@ -1,7 +1,8 @@
 """Stock: available, held by orders that are not settled, sold. None of them ever below zero."""
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -28,61 +29,64 @@ class StockLevel:
     prices: dict[str, int]
 
 
-async def mispriced(connection: "Connection", items: Sequence[LineItem]) -> list[str]:
-    """Returns the SKUs that have a price in the order's currency, and another one than the order says."""
+async def listed_prices(connection: "Connection", skus: Iterable[str]) -> dict[tuple[str, str], int]:
+    """Returns the prices of SKUs in minor units, by SKU and currency code. Not every SKU has one."""
+    rows = await connection.fetch("select sku, currency_code, amount_minor from prices where sku = any($1)", list(skus))
+    return {(row["sku"], row["currency_code"]): row["amount_minor"] for row in rows}
+
+
+async def lock(connection: "Connection", skus: Iterable[str]) -> dict[str, int]:
+    """Returns what is available of SKUs, which stays so until the transaction ends. Those not known are left out."""
     rows = await connection.fetch(
-        "select sku from prices join unnest($1::text[], $2::bigint[]) as asked (sku, amount_minor) using (sku)"
-        " where prices.currency_code = $3 and prices.amount_minor <> asked.amount_minor order by sku",
-        [item.sku for item in items],
-        [item.unit_price.amount_minor for item in items],
-        items[0].unit_price.currency_code,
+        "select sku, available from stock where sku = any($1) order by sku for update",  # one lock order everywhere
+        list(skus),
     )
-    return [row["sku"] for row in rows]
+    return {row["sku"]: row["available"] for row in rows}
 
 
-async def shortage(connection: "Connection", items: Sequence[LineItem]) -> tuple[list[str], list[str]]:
-    """Returns the SKUs that are not known, and those that there are too few of at the moment."""
-    wanted = {item.sku: item.quantity for item in items}
-    rows = await connection.fetch("select sku, available from stock where sku = any($1)", list(wanted))
-    available = {row["sku"]: row["available"] for row in rows}
-    unknown = sorted(set(wanted) - set(available))
-    return unknown, sorted(sku for sku, quantity in wanted.items() if sku in available and available[sku] < quantity)
-
-
-async def hold(connection: "Connection", items: Sequence[LineItem]) -> None:
-    """Holds all items.
+async def hold(connection: "Connection", items: Iterable[LineItem]) -> None:
+    """Holds all items, of however many orders. Several SKUs must be locked before.
 
     Raises:
         ShortageError: there are too few of one. The transaction is of no more use.
     """
     try:
-        await _move(connection, items, "available = available - quantity, held = held + quantity")
+        await _move(connection, _units(items), "available = available - quantity, held = held + quantity")
     except asyncpg.CheckViolationError as error:
         raise ShortageError from error
 
 
 async def sell(connection: "Connection", items: Iterable[LineItem]) -> None:
     """Turns what the items hold into sold."""
-    await _move(connection, items, "held = held - quantity, sold = sold + quantity")
+    await _move_locked(connection, _units(items), "held = held - quantity, sold = sold + quantity")
 
 
 async def give_back(connection: "Connection", items: Iterable[LineItem]) -> None:
     """Gives back what the items hold."""
-    await _move(connection, items, "held = held - quantity, available = available + quantity")
+    await _move_locked(connection, _units(items), "held = held - quantity, available = available + quantity")
 
 
-async def _move(connection: "Connection", items: Iterable[LineItem], change: str) -> None:
-    wanted = sorted((item.sku, item.quantity) for item in items)
-    skus, quantities = [sku for sku, _ in wanted], [quantity for _, quantity in wanted]
-    if len(skus) > 1:  # one lock order everywhere: by SKU
-        await connection.fetch("select 1 from stock where sku = any($1) order by sku for update", skus)
+def _units(items: Iterable[LineItem]) -> "collections.Counter[str]":
+    units = collections.Counter[str]()
+    for item in items:
+        units[item.sku] += item.quantity
+    return units
+
+
+async def _move_locked(connection: "Connection", units: Mapping[str, int], change: str) -> None:
+    if len(units) > 1:
+        await lock(connection, units)
+    await _move(connection, units, change)
+
+
+async def _move(connection: "Connection", units: Mapping[str, int], change: str) -> None:
     moved = await connection.execute(
         f"update stock set {change}"  # noqa: S608
         " from unnest($1::text[], $2::bigint[]) as moved (sku, quantity) where stock.sku = moved.sku",
-        skus,
-        quantities,
+        list(units),
+        list(units.values()),
     )
-    assert moved == f"UPDATE {len(skus)}", "a SKU that was ordered has no row any more"
+    assert moved == f"UPDATE {len(units)}", "a SKU that was ordered has no row any more"
 
 
 class Stock:
