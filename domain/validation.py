@@ -13,6 +13,8 @@ from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
 MAX_ITEMS: Final = 100
 MAX_QUANTITY: Final = 10_000
 MAX_LABELS: Final = 32
+SKU_RULE: Final = "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+REQUEST_ID_RULE: Final = "must be 1 to 128 printable ASCII characters without spaces"
 _CHANNELS: Final = set(NotificationChannel.values()) - {NotificationChannel.NOTIFICATION_CHANNEL_UNSPECIFIED}
 _SKU: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _YEAR_10000: Final = 253_402_300_800  # in seconds since 1970
@@ -54,6 +56,26 @@ def unstorable(event: OrderEvent) -> str | None:
     return None
 
 
+def is_sku(text: str) -> bool:
+    """Whether it can be the name of a stock keeping unit."""
+    return _SKU.fullmatch(text) is not None
+
+
+def is_request_id(text: str) -> bool:
+    """Whether it can be a request_id that is set."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def text_violations(field: str, value: str, *, most: int, required: bool = False) -> Iterator[Violation]:
+    """Yields what is wrong with a text of at most so many characters."""
+    if required and not value:
+        yield Violation(field, "must be set")
+    if len(value) > most:
+        yield Violation(field, f"must have at most {most} characters")
+    if _UNSAFE.search(value):
+        yield Violation(field, "must not have control or direction-changing characters")
+
+
 def has_unknown_status(event: OrderEvent) -> bool:
     """Whether the event's order has a status that this version does not know: a newer one may."""
     order = event.order
@@ -61,9 +83,9 @@ def has_unknown_status(event: OrderEvent) -> bool:
 
 
 def _violations(request: CreateOrderRequest | Order) -> Iterator[Violation]:
-    if isinstance(request, CreateOrderRequest) and request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
-        yield Violation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
-    yield from _text("user_id", request.user_id, most=128, required=True)
+    if isinstance(request, CreateOrderRequest) and request.request_id and not is_request_id(request.request_id):
+        yield Violation("request_id", REQUEST_ID_RULE)
+    yield from text_violations("user_id", request.user_id, most=128, required=True)
     if not request.email and not request.phone:
         yield Violation("email", "email or phone must be set: the customer is told about the order")
     if request.email and (len(request.email) > 254 or not _EMAIL.fullmatch(request.email)):
@@ -71,7 +93,7 @@ def _violations(request: CreateOrderRequest | Order) -> Iterator[Violation]:
     if request.phone and not _PHONE.fullmatch(request.phone):
         yield Violation("phone", "must be an E.164 number such as +491701234567")
     yield from _items(request)
-    yield from _text("payment_method", request.payment_method, most=128, required=True)
+    yield from text_violations("payment_method", request.payment_method, most=128, required=True)
     if len(request.labels) > MAX_LABELS:
         yield Violation("labels", f"must have at most {MAX_LABELS} entries")
     for key, value in sorted(request.labels.items())[:MAX_LABELS]:
@@ -80,7 +102,7 @@ def _violations(request: CreateOrderRequest | Order) -> Iterator[Violation]:
                 "labels", "keys must have 1 to 63, values at most 255 characters, none of them a control character"
             )
             break
-    yield from _text("external_reference", request.external_reference, most=128)
+    yield from text_violations("external_reference", request.external_reference, most=128)
     if request.language and not _LANGUAGE.fullmatch(request.language):
         yield Violation("language", "must be a BCP 47 tag such as en or de-AT")
     muted = set(request.muted_channels)
@@ -107,8 +129,8 @@ def _items(request: CreateOrderRequest | Order) -> Iterator[Violation]:
 
 
 def _item(path: str, item: LineItem) -> Iterator[Violation]:
-    if not _SKU.fullmatch(item.sku):
-        yield Violation(f"{path}.sku", "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
+    if not is_sku(item.sku):
+        yield Violation(f"{path}.sku", SKU_RULE)
     if not 1 <= item.quantity <= MAX_QUANTITY:
         yield Violation(f"{path}.quantity", f"must be 1 to {MAX_QUANTITY}")
     if not item.HasField("unit_price"):
@@ -118,12 +140,3 @@ def _item(path: str, item: LineItem) -> Iterator[Violation]:
         yield Violation(f"{path}.unit_price.currency_code", "must be an ISO 4217 code such as EUR")
     if not 0 <= item.unit_price.amount_minor <= MAX_AMOUNT_MINOR:
         yield Violation(f"{path}.unit_price.amount_minor", f"must be 0 to {MAX_AMOUNT_MINOR}")
-
-
-def _text(field: str, value: str, *, most: int, required: bool = False) -> Iterator[Violation]:
-    if required and not value:
-        yield Violation(field, "must be set")
-    if len(value) > most:
-        yield Violation(field, f"must have at most {most} characters")
-    if _UNSAFE.search(value):
-        yield Violation(field, "must not have control or direction-changing characters")

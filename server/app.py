@@ -11,7 +11,7 @@ import grpc.aio
 
 from messaging.publisher import Publisher
 from messaging.reachability import KafkaMonitor
-from orderflow.operations.v1 import dead_letter_service_pb2_grpc
+from orderflow.operations.v1 import dead_letter_service_pb2_grpc, stock_service_pb2_grpc
 from orderflow.orders.v1 import order_service_pb2_grpc
 from server import listener
 from server.admission import Admission
@@ -24,6 +24,7 @@ from server.order_intake import OrderIntake
 from server.order_queries import OrderQueries
 from server.order_service import OrderService
 from server.order_watches import OrderWatches
+from server.stock_service import StockService
 from server.token_keys import TokenKeys
 from settings import Settings
 from storage.database import Database
@@ -32,12 +33,17 @@ from storage.known_requests import KnownRequests
 from storage.order_history import OrderHistory
 from storage.order_notices import OrderNotices
 from storage.order_views import OrderViews
+from storage.stock import Stock
 from telemetry import logs, process
 from telemetry.health import Health
 
 log = logs.get()
 
-SERVICES: Final = ("orderflow.orders.v1.OrderService", "orderflow.operations.v1.DeadLetterService")
+SERVICES: Final = (
+    "orderflow.orders.v1.OrderService",
+    "orderflow.operations.v1.DeadLetterService",
+    "orderflow.operations.v1.StockService",
+)
 
 
 def build(
@@ -70,6 +76,7 @@ def build(
         letters=DeadLetters(database), publisher=publisher, kafka=settings.kafka, settings=settings.server
     )
     dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server(dead_letter_service, server)
+    stock_service_pb2_grpc.add_StockServiceServicer_to_server(StockService(stock=Stock(database)), server)
     health.add_to(server)
     return server
 

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from domain.validation import Violation
 from orderflow.operations.v1.dead_letter_service_pb2 import ListDeadLettersRequest
+from orderflow.operations.v1.stock_service_pb2 import ListStockRequest
 from orderflow.orders.v1.order_service_pb2 import ListOrderEventsRequest, ListOrdersRequest
 from server import errors
 
@@ -19,11 +20,11 @@ _HEAD: Final = struct.Struct(">B16sqq")  # version, what it is bound to, microse
 _VERSION: Final = 1
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
-Listing = ListOrdersRequest | ListOrderEventsRequest
+Listing = ListOrdersRequest | ListOrderEventsRequest | ListStockRequest
 
 
 class Position(NamedTuple):
-    """Where the last entry of a page stands. `revision` is 0 where the order has no use for it."""
+    """Where the last entry of a page stands. Time and revision are 1970 and 0 where the order has no use for them."""
 
     time: datetime.datetime
     revision: int

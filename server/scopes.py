@@ -14,6 +14,7 @@ OPEN: Final = frozenset(("grpc.health.v1.Health/Check", "grpc.health.v1.Health/L
 
 _ORDERS: Final = "orderflow.orders.v1.OrderService/"
 _DEAD_LETTERS: Final = "orderflow.operations.v1.DeadLetterService/"
+_STOCK: Final = "orderflow.operations.v1.StockService/"
 
 REQUIRED: Final = {
     f"{_ORDERS}CreateOrder": WRITE,
@@ -32,6 +33,12 @@ REQUIRED: Final = {
     f"{_DEAD_LETTERS}GetReplayPlan": OPERATE,
     f"{_DEAD_LETTERS}ApplyReplayPlan": OPERATE,
     f"{_DEAD_LETTERS}AbortReplayPlan": OPERATE,
+    f"{_STOCK}SetStock": OPERATE,
+    f"{_STOCK}AdjustStock": OPERATE,
+    f"{_STOCK}SetPrice": OPERATE,
+    f"{_STOCK}RemovePrice": OPERATE,
+    f"{_STOCK}GetStock": OPERATE,
+    f"{_STOCK}ListStock": OPERATE,
     "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": ADMIN,
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": ADMIN,
 }

@@ -2,13 +2,15 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from orderflow.orders.v1.order_pb2 import LineItem
+from storage import stock_changes
 from storage.database import Database
+from storage.stock_changes import Change, Origin
 
 if TYPE_CHECKING:
     from storage.database import Connection
@@ -89,20 +91,30 @@ async def _move(connection: "Connection", units: Mapping[str, int], change: str)
     assert moved == f"UPDATE {len(units)}", "a SKU that was ordered has no row any more"
 
 
+class UnknownSkuError(Exception):
+    """Nothing was ever set for the SKU."""
+
+
+LOCAL: Final = Origin("local")
+"""Whoever has the database at hand: a program that sets up a system."""
+
+
 class Stock:
-    """What an operator does with stock."""
+    """What operators see and change."""
 
     def __init__(self, database: Database) -> None:
         """Uses the database's pool."""
         self._database = database
 
-    async def set_available(self, sku: str, available: int) -> None:
-        """Sets how many units can be ordered. What is held or sold stays as it is.
+    async def set_available(self, sku: str, available: int, origin: Origin = LOCAL) -> StockLevel:
+        """Sets how many units can be ordered. What is held or sold stays as it is. Returns the level after it.
 
         Raises:
+            ChangeRequestIdReusedError: see storage.stock_changes.
             DependencyDown: PostgreSQL is away.
         """
-        async with self._database.connection() as connection:
+
+        async def make(connection: "Connection") -> None:
             await connection.execute(
                 "insert into stock (sku, available) values ($1, $2)"
                 " on conflict (sku) do update set available = excluded.available",
@@ -110,13 +122,42 @@ class Stock:
                 available,
             )
 
-    async def set_price(self, sku: str, currency_code: str, amount_minor: int) -> None:
-        """Sets the price that orders of the SKU must name.
+        return await self._change(Change("set_stock", sku, available), origin, make)
+
+    async def adjust(self, sku: str, delta: int, origin: Origin = LOCAL) -> StockLevel:
+        """Adds units to those that can be ordered; below zero takes some away. Returns the level after it.
 
         Raises:
+            UnknownSkuError: nothing was ever set for the SKU.
+            ShortageError: fewer are left than are to be taken.
+            ChangeRequestIdReusedError: see storage.stock_changes.
             DependencyDown: PostgreSQL is away.
         """
-        async with self._database.connection() as connection:
+
+        async def make(connection: "Connection") -> None:
+            try:
+                adjusted = await connection.execute(
+                    "update stock set available = available + $2 where sku = $1", sku, delta
+                )
+            except asyncpg.CheckViolationError as error:
+                raise ShortageError from error
+            if adjusted == "UPDATE 0":
+                raise UnknownSkuError
+
+        return await self._change(Change("adjust_stock", sku, delta), origin, make)
+
+    async def set_price(self, sku: str, currency_code: str, amount_minor: int, origin: Origin = LOCAL) -> StockLevel:
+        """Sets the price that orders of the SKU in the currency must name. Returns the level after it.
+
+        A SKU that was not known has no units: with its price set first, none is ever sold at another one.
+
+        Raises:
+            ChangeRequestIdReusedError: see storage.stock_changes.
+            DependencyDown: PostgreSQL is away.
+        """
+
+        async def make(connection: "Connection") -> None:
+            await connection.execute("insert into stock (sku, available) values ($1, 0) on conflict do nothing", sku)
             await connection.execute(
                 "insert into prices (sku, currency_code, amount_minor) values ($1, $2, $3)"
                 " on conflict (sku, currency_code) do update set amount_minor = excluded.amount_minor",
@@ -125,28 +166,67 @@ class Stock:
                 amount_minor,
             )
 
-    async def levels(self, sku: str | None = None) -> list[StockLevel]:
-        """Returns all levels, or those of one SKU.
+        return await self._change(Change("set_price", sku, amount_minor, currency_code), origin, make)
+
+    async def remove_price(self, sku: str, currency_code: str, origin: Origin = LOCAL) -> StockLevel:
+        """Removes the price in the currency, if there is one. Returns the level after it.
+
+        Raises:
+            UnknownSkuError: nothing was ever set for the SKU.
+            ChangeRequestIdReusedError: see storage.stock_changes.
+            DependencyDown: PostgreSQL is away.
+        """
+
+        async def make(connection: "Connection") -> None:
+            await connection.execute("delete from prices where sku = $1 and currency_code = $2", sku, currency_code)
+
+        return await self._change(Change("remove_price", sku, None, currency_code), origin, make)
+
+    async def levels(self, sku: str) -> list[StockLevel]:
+        """Returns the level of a SKU; none if nothing was ever set for it.
 
         Raises:
             DependencyDown: PostgreSQL is away.
         """
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "select stock.sku, available, held, sold,"
-                " array_remove(array_agg(currency_code order by currency_code), null) as currencies,"
-                " array_remove(array_agg(amount_minor order by currency_code), null) as amounts"
-                " from stock left join prices using (sku) where $1::text is null or stock.sku = $1"
-                " group by stock.sku order by stock.sku",
-                sku,
-            )
-        return [
-            StockLevel(
-                row["sku"],
-                row["available"],
-                row["held"],
-                row["sold"],
-                dict(zip(row["currencies"], row["amounts"], strict=True)),
-            )
-            for row in rows
-        ]
+            rows = await connection.fetch(f"{_LEVEL} where sku = $1", sku)
+        return [_level(row) for row in rows]
+
+    async def page(self, *, size: int, after: str = "") -> list[StockLevel]:
+        """Returns at most `size` levels by SKU, those that come after one.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(f"{_LEVEL} where sku > $1 order by sku limit $2", after, size)
+        return [_level(row) for row in rows]
+
+    async def _change(
+        self, change: Change, origin: Origin, make: Callable[["Connection"], Awaitable[None]]
+    ) -> StockLevel:
+        async def changed(connection: "Connection") -> dict[str, Any]:
+            await make(connection)
+            row = await connection.fetchrow(f"{_LEVEL} where sku = $1", change.sku)
+            if row is None:
+                raise UnknownSkuError
+            return dataclasses.asdict(_level(row))
+
+        return StockLevel(**await stock_changes.make_once(self._database, change, origin, changed))
+
+
+_LEVEL: Final = (
+    "select sku, available, held, sold,"
+    " array(select currency_code from prices where prices.sku = stock.sku order by currency_code) as currencies,"
+    " array(select amount_minor from prices where prices.sku = stock.sku order by currency_code) as amounts from stock"
+)
+
+
+def _level(row: asyncpg.Record) -> StockLevel:
+    return StockLevel(
+        row["sku"],
+        row["available"],
+        row["held"],
+        row["sold"],
+        dict(zip(row["currencies"], row["amounts"], strict=True)),
+    )

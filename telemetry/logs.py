@@ -53,6 +53,7 @@ CATALOGUE: dict[str, str] = {
     "replay_plan.created": "An operator froze a list of dead letters to replay.",
     "replay_plan.applied": "An operator began or went on to replay a plan.",
     "replay_plan.aborted": "An operator ended a plan.",
+    "stock.changed": "An operator changed units or a price of a SKU.",
     "order.replayed": "A record came again; its stored outcome is emitted again.",
     "order.duplicate_skipped": "A copy of a record that was handled already; nothing is emitted.",
     "gateway.breaker": "The circuit breaker of the gateway changed its state.",

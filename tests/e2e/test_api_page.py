@@ -1,4 +1,4 @@
-"""Every method of both services, called with the grpcurl lines that the docs show."""
+"""Every method of all services, called with the grpcurl lines that the docs show."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import shlex
 from typing import Any, Final
 
 from devstack.system import System
-from orderflow.operations.v1 import dead_letter_service_pb2
+from orderflow.operations.v1 import dead_letter_service_pb2, stock_service_pb2
 from orderflow.orders.v1 import order_service_pb2
 from tests.e2e import observer, programs
 
@@ -25,7 +25,7 @@ def lines_of(*pages: str) -> list[list[str]]:
 def methods() -> set[str]:
     return {
         f"{service.full_name}/{method.name}"
-        for file in (order_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR)
+        for file in (order_service_pb2.DESCRIPTOR, dead_letter_service_pb2.DESCRIPTOR, stock_service_pb2.DESCRIPTOR)
         for service in file.services_by_name.values()
         for method in service.methods
     }

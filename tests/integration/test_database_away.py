@@ -68,7 +68,10 @@ CALLS: dict[str, Call] = {
     "begin": lambda database: Projection(database).begin("t", 0, 0),
     "set stock": lambda database: Stock(database).set_available("s", 1),
     "set price": lambda database: Stock(database).set_price("s", "EUR", 1),
-    "levels": lambda database: Stock(database).levels(),
+    "adjust stock": lambda database: Stock(database).adjust("s", 1),
+    "remove price": lambda database: Stock(database).remove_price("s", "EUR"),
+    "levels": lambda database: Stock(database).levels("s"),
+    "level page": lambda database: Stock(database).page(size=1),
     "registration": register,
 }
 

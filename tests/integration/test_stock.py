@@ -1,12 +1,16 @@
 """What an operator does with stock, and that none of it goes below zero."""
 
+import asyncio
+
 import asyncpg
 import pytest
 
 from storage import stock as rows
 from storage.database import Database
-from storage.stock import Stock, StockLevel
-from tests.builders import a_sku, an_item
+from storage.stock import ShortageError, Stock, StockLevel, UnknownSkuError
+from storage.stock_changes import ChangeRequestIdReusedError, Origin
+from tests import engines
+from tests.builders import a_group, a_sku, an_id, an_item
 
 
 async def test_levels_and_prices(database: Database) -> None:
@@ -18,7 +22,6 @@ async def test_levels_and_prices(database: Database) -> None:
     await stock.set_price(sku, "EUR", 400)
     await stock.set_price(sku, "EUR", 500)
     assert await stock.levels(sku) == [StockLevel(sku, 3, 0, 0, {"EUR": 500, "USD": 600})]
-    assert sku in [level.sku for level in await stock.levels()]
 
 
 async def test_what_is_held_or_sold_stays_when_stock_is_set(database: Database) -> None:
@@ -38,9 +41,124 @@ async def test_nothing_goes_below_zero(database: Database) -> None:
         with pytest.raises(asyncpg.CheckViolationError):
             async with database.transaction() as connection:
                 await move(connection, [an_item(sku, 1)])
-    with pytest.raises(rows.ShortageError):
+    with pytest.raises(ShortageError):
         async with database.transaction() as connection:
             await rows.hold(connection, [an_item(sku, 2)])
     with pytest.raises(asyncpg.CheckViolationError):
         await stock.set_available(sku, -1)
     assert await stock.levels(sku) == [StockLevel(sku, 1, 0, 0, {})]
+
+
+async def test_units_are_added_and_taken_away_but_never_more_than_are_left(database: Database) -> None:
+    stock, sku = Stock(database), a_sku()
+    await stock.set_available(sku, 5)
+    async with database.transaction() as connection:
+        await rows.hold(connection, [an_item(sku, 2)])
+    assert await stock.adjust(sku, 4) == StockLevel(sku, 7, 2, 0, {})
+    with pytest.raises(ShortageError):
+        await stock.adjust(sku, -8)
+    assert await stock.adjust(sku, -7) == StockLevel(sku, 0, 2, 0, {})
+    with pytest.raises(UnknownSkuError):
+        await stock.adjust(a_sku(), 1)
+
+
+async def test_adjustments_at_once_all_count(database: Database) -> None:
+    stock, sku = Stock(database), a_sku()
+    await stock.set_available(sku, 100)
+    await asyncio.gather(*(stock.adjust(sku, delta) for delta in range(-10, 11)))
+    assert await stock.levels(sku) == [StockLevel(sku, 100, 0, 0, {})]
+
+
+async def test_a_repeated_change_is_made_once_and_answered_the_same(database: Database) -> None:
+    stock, sku, origin = Stock(database), a_sku(), Origin(a_group(), "delivery", an_id())
+    await stock.set_available(sku, 10)
+    first = await stock.adjust(sku, 5, origin)
+    await stock.set_available(sku, 1)
+    await stock.set_price(sku, "EUR", 100)
+    assert await stock.adjust(sku, 5, origin) == first == StockLevel(sku, 15, 0, 0, {})
+    assert await stock.levels(sku) == [StockLevel(sku, 1, 0, 0, {"EUR": 100})]
+
+
+async def test_a_repeat_at_the_same_time_waits_for_the_first(database: Database) -> None:
+    """It takes all that is left: a repeat that did not wait would find too little."""
+    stock, sku, origin = Stock(database), a_sku(), Origin(a_group(), "", an_id())
+    await stock.set_available(sku, 3)
+    answers = await asyncio.gather(*(stock.adjust(sku, -3, origin) for _ in range(5)))
+    assert answers == [StockLevel(sku, 0, 0, 0, {})] * 5
+
+
+async def test_a_change_that_was_refused_may_be_tried_again(database: Database) -> None:
+    stock, sku, origin = Stock(database), a_sku(), Origin(a_group(), "", an_id())
+    await stock.set_available(sku, 1)
+    for _ in range(2):
+        with pytest.raises(ShortageError):
+            await stock.adjust(sku, -2, origin)
+    await stock.set_available(sku, 2)
+    assert (await stock.adjust(sku, -2, origin)).available == 0
+
+
+async def test_a_request_id_is_for_one_change_of_one_operator(database: Database) -> None:
+    stock, sku, other, request_id = Stock(database), a_sku(), a_sku(), an_id()
+    origin = Origin(a_group(), "", request_id)
+    for each in (sku, other):
+        await stock.set_available(each, 10)
+    await stock.adjust(sku, 1, origin)
+    for change in (
+        stock.adjust(sku, 2, origin),
+        stock.adjust(other, 1, origin),
+        stock.set_available(sku, 1, origin),
+        stock.set_price(sku, "EUR", 1, origin),
+        stock.remove_price(sku, "EUR", origin),
+        stock.adjust(sku, 1, Origin(origin.by, "another reason", request_id)),
+    ):
+        with pytest.raises(ChangeRequestIdReusedError):
+            await change
+    assert (await stock.adjust(sku, 1, Origin(a_group(), "", request_id))).available == 12
+
+
+async def test_a_price_makes_a_sku_known_without_units(database: Database) -> None:
+    stock, sku = Stock(database), a_sku()
+    with pytest.raises(UnknownSkuError):
+        await stock.remove_price(sku, "EUR")
+    assert await stock.set_price(sku, "EUR", 100) == StockLevel(sku, 0, 0, 0, {"EUR": 100})
+    await stock.set_available(sku, 5)
+    assert await stock.set_price(sku, "USD", 200) == StockLevel(sku, 5, 0, 0, {"EUR": 100, "USD": 200})
+    for _ in range(2):
+        assert await stock.remove_price(sku, "EUR") == StockLevel(sku, 5, 0, 0, {"USD": 200})
+
+
+async def test_every_change_is_kept_with_who_and_why(database: Database) -> None:
+    stock, sku, by, request_id = Stock(database), a_sku(), a_group(), an_id()
+    await stock.set_available(sku, 3, Origin(by, "counted"))
+    with pytest.raises(ShortageError):
+        await stock.adjust(sku, -4, Origin(by, "lost"))
+    for _ in range(2):
+        await stock.adjust(sku, -1, Origin(by, "broken", request_id))
+    await stock.set_price(sku, "EUR", 199, Origin(by, "spring"))
+    await stock.remove_price(sku, "EUR", Origin(by, "summer"))
+    kept = await engines.fetch(
+        database,
+        "select kind, quantity, currency_code, reason, request_id, level ->> 'available' as available"
+        " from stock_changes where changed_by = $1 and sku = $2 order by change_id",
+        by,
+        sku,
+    )
+    assert [tuple(row.values()) for row in kept] == [
+        ("set_stock", 3, "", "counted", None, "3"),
+        ("adjust_stock", -1, "", "broken", request_id, "2"),
+        ("set_price", 199, "EUR", "spring", None, "2"),
+        ("remove_price", None, "EUR", "summer", None, "2"),
+    ]
+
+
+async def test_levels_by_page(own_database: Database) -> None:
+    stock, skus = Stock(own_database), [f"SKU-{letter}" for letter in "abcde"]
+    for sku in reversed(skus):
+        await stock.set_price(sku, "EUR", 1)
+    seen, after = list[str](), ""
+    while page := await stock.page(size=2, after=after):
+        assert len(page) <= 2
+        seen += [level.sku for level in page]
+        after = seen[-1]
+        assert page[0].prices == {"EUR": 1}
+    assert seen == skus

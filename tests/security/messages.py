@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
+from orderflow.orders.v1.order_pb2 import Money
 from tests.builders import a_request, an_id
 from tests.security.methods import Method
 
@@ -47,7 +48,24 @@ def base(method: Method) -> Message:
         request.plan_id = an_id()
     if "reason" in names:
         request.reason = "test"
+    if method.path.startswith("orderflow.operations.v1.StockService/"):
+        _complete(request, names)
     return request
+
+
+def _complete(request: Any, names: Any) -> None:
+    if "sku" in names:
+        request.sku = "SKU-SECURITY"
+    if "request_id" in names:
+        request.request_id = an_id()
+    if "available" in names:
+        request.available = 10
+    if "delta" in names:
+        request.delta = 1
+    if "price" in names:
+        request.price.CopyFrom(Money(currency_code="EUR", amount_minor=1))
+    if "currency_code" in names:
+        request.currency_code = "EUR"
 
 
 def string_fields(method: Method) -> Iterator[tuple[str, Put]]:

@@ -47,7 +47,12 @@ class Answer:
         """The error's details, each as its own type."""
         found: list[Message] = []
         for packed in status_pb2.Status.FromString(self.status).details:
-            kinds = (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo, error_details_pb2.BadRequest)
+            kinds = (
+                error_details_pb2.ErrorInfo,
+                error_details_pb2.RetryInfo,
+                error_details_pb2.BadRequest,
+                error_details_pb2.PreconditionFailure,
+            )
             found.append(next(kind() for kind in kinds if packed.Is(kind.DESCRIPTOR)))
             packed.Unpack(found[-1])
         return found

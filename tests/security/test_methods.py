@@ -11,7 +11,7 @@ from server.app import SERVICES
 from settings import DatabaseSettings
 from storage.database import Database
 from tests import engines
-from tests.security import ingress
+from tests.security import ingress, messages
 from tests.security.issuer import Issuer, bearer
 from tests.security.methods import METHODS, call, named
 
@@ -29,7 +29,8 @@ def test_every_service_that_is_generated_is_walked() -> None:
     generated = Path(__file__).parents[2] / "generated" / "orderflow"
     services = sorted(path.name.removesuffix("_pb2_grpc.py") for path in generated.rglob("*_pb2_grpc.py"))
     named_in_path = {"order_service": "orderflow.orders.v1.OrderService",
-                     "dead_letter_service": "orderflow.operations.v1.DeadLetterService"}  # fmt: skip
+                     "dead_letter_service": "orderflow.operations.v1.DeadLetterService",
+                     "stock_service": "orderflow.operations.v1.StockService"}  # fmt: skip
     assert {named_in_path[name] for name in services} == set(SERVICES)
 
 
@@ -100,12 +101,17 @@ async def test_a_method_that_is_not_in_the_table_is_refused_to_everybody(
 async def test_an_operators_method_by_a_tenant_has_no_effect(
     channel: grpc.aio.Channel, issuer: Issuer, database: Database
 ) -> None:
-    tables = "select (select count(*) from dead_letters) as letters, (select count(*) from replay_plans) as plans"
+    tables = ", ".join(
+        f"(select count(*) from {table}) as {table}"
+        for table in ("dead_letter_resolutions", "replay_plans", "stock", "prices", "stock_changes")
+    )
+    tables = f"select {tables}"
     before = await engines.fetch(database, tables)
-    for method in METHODS:
-        if "DeadLetter" in method.path:
-            answer = await call(channel, method, method.request(), bearer(issuer.token()))
-            assert answer.code is grpc.StatusCode.PERMISSION_DENIED, method.name
+    refused = [method for method in METHODS if method.path.startswith("orderflow.operations.")]
+    assert {method.name for method in refused} >= {"ReplayDeadLetter", "SetStock"}
+    for method in refused:
+        answer = await call(channel, method, messages.base(method), bearer(issuer.token()))
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED, method.name
     assert await engines.fetch(database, tables) == before
 
 
