@@ -59,7 +59,12 @@ def _event(event: OrderEvent) -> OrderHistoryEntry:
             failed = event.notification_failed
             shown.reason = failed.reason
             shown.notification.CopyFrom(
-                NotificationEntry(channel=failed.channel, notified_type=envelope.type_name(failed.notified_type))
+                NotificationEntry(
+                    channel=failed.channel,
+                    notified_type=envelope.type_name(failed.notified_type),
+                    provider_message_id=failed.provider_message_id,
+                    template=failed.template,
+                )
             )
     return shown
 

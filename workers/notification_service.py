@@ -87,12 +87,17 @@ class NotificationService:
             # A kill or a dropped connection fell between the send and its outcome: it may have been accepted.
             self._count("ambiguous")
             if self._ambiguous == "give_up":
-                return await self._failed(delivery, "AMBIGUOUS")
+                return await self._failed(delivery, "AMBIGUOUS", template=message.template)
         fault_points.reached("W9")
         try:
             provider_message_id = await self._channel.send(message)
         except Undeliverable as refusal:
-            return await self._failed(delivery, refusal.reason)
+            return await self._failed(
+                delivery,
+                refusal.reason,
+                template=message.template,
+                provider_message_id=refusal.provider_message_id,
+            )
         except SendUnknown:
             # The intent stays: the next attempt meets it and does what the setting says.
             raise Transient("SEND_UNKNOWN", "the message was handed over and the answer never came") from None
@@ -122,9 +127,17 @@ class NotificationService:
                 self._accepted[event_id] = accepted
             raise
 
-    async def _failed(self, delivery: Delivery, reason: str) -> Sequence[OrderEvent]:
+    async def _failed(
+        self, delivery: Delivery, reason: str, *, template: str = "", provider_message_id: str = ""
+    ) -> Sequence[OrderEvent]:
         self._count("failed")
-        details = NotificationFailedDetails(channel=self._which, notified_type=delivery.event.type, reason=reason)
+        details = NotificationFailedDetails(
+            channel=self._which,
+            notified_type=delivery.event.type,
+            reason=reason,
+            provider_message_id=provider_message_id,
+            template=template,
+        )
         return await self._intents.decide(delivery, events.notification_failed(delivery, details, now=self._now()))
 
     def _count(self, outcome: str) -> None:

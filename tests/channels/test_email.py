@@ -108,7 +108,7 @@ class TestRefused:
         server.on_rcpt = answer("550 5.1.1 <{address}> unknown", "250 OK")
         with pytest.raises(Undeliverable) as refused:
             await channel.send(a_message(1))
-        assert refused.value.reason == "SMTP_550"
+        assert (refused.value.reason, refused.value.provider_message_id) == ("SMTP_550", "")
         assert server.envelopes == []
 
         # The refused envelope is cleared: the next message goes over the same connection.
@@ -135,8 +135,10 @@ class TestRefused:
         self, server: MailServer, channel: Channel, reply: str, failure: type[Exception]
     ) -> None:
         server.on_data = answer(reply)
-        with pytest.raises(failure, match=f"SMTP_{reply[:3]}"):
+        with pytest.raises(failure, match=f"SMTP_{reply[:3]}") as refused:
             await channel.send(a_message())
+        if isinstance(refused.value, Undeliverable):  # the server has seen the content, and so the Message-ID
+            assert refused.value.provider_message_id == a_message().message_id
 
     @pytest.mark.parametrize("reply", ["550 5.7.1 not from you", "421 4.3.2 shutting down"])
     async def test_a_server_that_takes_no_mail_from_us_is_down_not_the_recipient(

@@ -539,7 +539,9 @@ def lived() -> tuple[Order, list[OrderEvent], list[DeadLetter]]:
         NotificationFailedDetails(
             channel=NotificationChannel.NOTIFICATION_CHANNEL_SMS,
             notified_type=E.ORDER_EVENT_TYPE_ORDER_PAID,
-            reason="UNDELIVERABLE",
+            reason="SMS_422",
+            provider_message_id="SM-1",
+            template="en/sms/order_paid",
         )
     )
     letter = DeadLetter(
@@ -616,9 +618,12 @@ async def test_a_history_has_everything_and_nobody(
             entry_id=failed.event_id,
             type="NOTIFICATION_FAILED",
             occur_time=at(NOW + 8 * SECOND),
-            reason="UNDELIVERABLE",
+            reason="SMS_422",
             notification=NotificationEntry(
-                channel=NotificationChannel.NOTIFICATION_CHANNEL_SMS, notified_type="ORDER_PAID"
+                channel=NotificationChannel.NOTIFICATION_CHANNEL_SMS,
+                notified_type="ORDER_PAID",
+                provider_message_id="SM-1",
+                template="en/sms/order_paid",
             ),
             **plain,
         ),

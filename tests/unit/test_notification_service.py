@@ -132,6 +132,7 @@ async def test_an_old_event_is_not_told_any_more() -> None:
     bench.now = NOW + MAX_AGE + datetime.timedelta(microseconds=1)
     assert len(await bench.handle()) == 1
     assert bench.failed_because() == "TOO_OLD"
+    assert (bench.intents.decided or [])[0].notification_failed.template == ""
     assert bench.channel.sent == []
 
 
@@ -198,13 +199,17 @@ async def test_an_answer_that_never_came_keeps_the_intent(ambiguous: Ambiguous, 
     assert len(bench.channel.sent) == sent
     if not sent:
         assert bench.failed_because() == "AMBIGUOUS"
+        assert (bench.intents.decided or [])[0].notification_failed.template == "en/email/order_processing"
 
 
 async def test_a_recipient_who_cannot_be_reached_is_a_business_result() -> None:
     bench = Bench()
-    bench.channel.raises = [Undeliverable("SMTP_550")]
-    assert len(await bench.handle()) == 1
+    bench.channel.raises = [Undeliverable("SMTP_550", provider_message_id="provider-7")]
+    (event,) = await bench.handle()
     assert bench.failed_because() == "SMTP_550"
+    failed = event.notification_failed
+    assert (failed.channel, failed.notified_type) == (EMAIL, bench.event.type)
+    assert (failed.provider_message_id, failed.template) == ("provider-7", "en/email/order_processing")
     assert bench.channel.raises == []
     await bench.handle()
     assert bench.channel.sent == []

@@ -30,10 +30,14 @@ class Message:
 class Undeliverable(Exception):
     """The recipient cannot be reached, now or later. A business result: no retry, no dead letter."""
 
-    def __init__(self, reason: str) -> None:
-        """`reason` is UPPER_SNAKE, from a small set, without personal data: `INVALID_ADDRESS`, `SMTP_550`."""
+    def __init__(self, reason: str, *, provider_message_id: str = "") -> None:
+        """`reason` is UPPER_SNAKE, from a small set, without personal data: `INVALID_ADDRESS`, `SMTP_550`.
+
+        `provider_message_id` is what the provider calls the message; empty if it never saw it, or gave it no name.
+        """
         super().__init__(reason)
         self.reason = reason
+        self.provider_message_id = provider_message_id
 
 
 class SendUnknown(Exception):

@@ -62,7 +62,7 @@ class EmailChannel:
                 step = _Step.CONTENT
                 await smtp.data(content)
         except (SMTPException, OSError) as error:  # a time-out is an OSError
-            failure = _meaning(error, step)
+            failure = _meaning(error, step, message.message_id)
         else:
             return message.message_id
         # Outside the handler: aiosmtplib's exceptions hold the address and must not travel along as the context.
@@ -73,7 +73,7 @@ class EmailChannel:
         await self._pool.aclose()
 
 
-def _meaning(error: SMTPException | OSError, step: _Step) -> Exception:
+def _meaning(error: SMTPException | OSError, step: _Step, message_id: str) -> Exception:
     """Says what a failure means, in step, code and class of the error alone: servers echo addresses in their texts."""
     code = error.code if isinstance(error, SMTPResponseException) else 0
     what = f"{type(error).__name__}{f' {code}' if code else ''} when {step}"
@@ -93,7 +93,7 @@ def _meaning(error: SMTPException | OSError, step: _Step) -> Exception:
             return Transient(f"SMTP_{code}" if refused_for_now else "SMTP_BROKEN_OFF", what)
         case _Step.CONTENT:
             if isinstance(error, SMTPDataError) and refused:
-                return Undeliverable(f"SMTP_{code}")
+                return Undeliverable(f"SMTP_{code}", provider_message_id=message_id)
             if isinstance(error, SMTPDataError) and refused_for_now:
                 return Transient(f"SMTP_{code}", what)
             return SendUnknown(what)

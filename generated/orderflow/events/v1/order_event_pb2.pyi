@@ -151,11 +151,15 @@ class NotificationSentDetails(_message.Message):
     def __init__(self, channel: _Optional[_Union[_order_pb2.NotificationChannel, str]] = ..., notified_type: _Optional[_Union[OrderEventType, str]] = ..., provider_message_id: _Optional[str] = ..., template: _Optional[str] = ...) -> None: ...
 
 class NotificationFailedDetails(_message.Message):
-    __slots__ = ("channel", "notified_type", "reason")
+    __slots__ = ("channel", "notified_type", "reason", "provider_message_id", "template")
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     NOTIFIED_TYPE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     channel: _order_pb2.NotificationChannel
     notified_type: OrderEventType
     reason: str
-    def __init__(self, channel: _Optional[_Union[_order_pb2.NotificationChannel, str]] = ..., notified_type: _Optional[_Union[OrderEventType, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    provider_message_id: str
+    template: str
+    def __init__(self, channel: _Optional[_Union[_order_pb2.NotificationChannel, str]] = ..., notified_type: _Optional[_Union[OrderEventType, str]] = ..., reason: _Optional[str] = ..., provider_message_id: _Optional[str] = ..., template: _Optional[str] = ...) -> None: ...
