@@ -33,6 +33,10 @@ def _section(prefix: str) -> pydantic_settings.SettingsConfigDict:
     )
 
 
+def _listed(value: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in value.split(",")) if value.strip() else frozenset()
+
+
 class KafkaSettings(Section):
     """How Kafka is reached."""
 
@@ -294,12 +298,30 @@ class SmsSettings(Section):
     folder: str = pydantic.Field(".orderflow/mail", description="Folder that the development channel writes to.")
 
 
+_LIFECYCLE_EVENTS = (
+    "ORDER_CREATED",
+    "ORDER_PROCESSING",
+    "ORDER_REJECTED",
+    "ORDER_PAID",
+    "PAYMENT_FAILED",
+    "ORDER_SHIPPED",
+    "ORDER_COMPLETED",
+    "ORDER_CANCELLED",
+    "ORDER_EXPIRED",
+    "PAYMENT_REFUNDED",
+)
+
+
 class NotificationSettings(Section):
     """What customers are told."""
 
     model_config = _section("NOTIFICATION_")
 
     shop_name: str = pydantic.Field("Orderflow", description="What messages to customers call the shop.")
+    email_events: str = pydantic.Field(
+        ",".join(_LIFECYCLE_EVENTS), description="Events that e-mails tell of, comma-separated. Empty is none."
+    )
+    sms_events: str = pydantic.Field(",".join(_LIFECYCLE_EVENTS), description="The same for text messages.")
     max_age_hours: float = pydantic.Field(24, gt=0, description="Events older than that are not told any more.")
     email_ambiguous: Literal["send_again", "give_up"] = pydantic.Field(
         "send_again",
@@ -308,6 +330,29 @@ class NotificationSettings(Section):
     sms_ambiguous: Literal["send_again", "give_up"] = pydantic.Field(
         "send_again", description="The same for text messages."
     )
+
+    @pydantic.field_validator("email_events", "sms_events")
+    @classmethod
+    def _names_lifecycle_events(cls, value: str) -> str:
+        problems = []
+        for name in sorted(_listed(value) - {*_LIFECYCLE_EVENTS}):
+            near = difflib.get_close_matches(name, _LIFECYCLE_EVENTS, n=1)
+            problems.append(
+                f"{name or 'nothing'} is no lifecycle event" + (f" (did you mean {near[0]}?)" if near else "")
+            )
+        if problems:
+            raise ValueError(", ".join(problems))
+        return value
+
+    @property
+    def email_event_names(self) -> frozenset[str]:
+        """The events that e-mails tell of, as `ce_type` spells them."""
+        return _listed(self.email_events)
+
+    @property
+    def sms_event_names(self) -> frozenset[str]:
+        """The same for text messages."""
+        return _listed(self.sms_events)
 
 
 class LogSettings(Section):

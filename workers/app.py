@@ -18,7 +18,8 @@ import grpc.aio
 from aiokafka.errors import KafkaError
 
 from domain.failures import DependencyDown
-from messaging import groups, topic_admin
+from domain.lifecycle import LIFECYCLE
+from messaging import envelope, groups, topic_admin
 from messaging.reachability import KafkaMonitor
 from messaging.runtime import WorkerRuntime
 from messaging.topics import Topic, retry_topics
@@ -181,8 +182,13 @@ async def _notification_email(parts: _Parts) -> AsyncIterator[Runtime]:
     limits = dataclasses.replace(
         parts.limits, max_in_flight=min(parts.limits.max_in_flight, max(settings.connections // 2, 1))
     )
+    told = parts.settings.notification
     service = _notification_service(
-        parts, NotificationChannel.NOTIFICATION_CHANNEL_EMAIL, channel, parts.settings.notification.email_ambiguous
+        parts,
+        NotificationChannel.NOTIFICATION_CHANNEL_EMAIL,
+        channel,
+        tells=told.email_event_names,
+        ambiguous=told.email_ambiguous,
     )
     try:
         yield parts.runtime(notification_service.EMAIL_SPEC, service.handle, limits)
@@ -196,8 +202,13 @@ async def _notification_sms(parts: _Parts) -> AsyncIterator[Runtime]:
     from workers.channels.sms import FolderSmsChannel
 
     channel = FolderSmsChannel(pathlib.Path(parts.settings.sms.folder))
+    told = parts.settings.notification
     service = _notification_service(
-        parts, NotificationChannel.NOTIFICATION_CHANNEL_SMS, channel, parts.settings.notification.sms_ambiguous
+        parts,
+        NotificationChannel.NOTIFICATION_CHANNEL_SMS,
+        channel,
+        tells=told.sms_event_names,
+        ambiguous=told.sms_ambiguous,
     )
     try:
         yield parts.runtime(notification_service.SMS_SPEC, service.handle)
@@ -206,7 +217,7 @@ async def _notification_sms(parts: _Parts) -> AsyncIterator[Runtime]:
 
 
 def _notification_service(
-    parts: _Parts, which: NotificationChannel, channel: "Channel", ambiguous: "Ambiguous"
+    parts: _Parts, which: NotificationChannel, channel: "Channel", *, tells: frozenset[str], ambiguous: "Ambiguous"
 ) -> "NotificationService":
     from storage.notification_intents import NotificationIntents
     from workers.channels.rendering import Renderer
@@ -219,6 +230,7 @@ def _notification_service(
             message_id_domain=parts.settings.email.message_id_domain, shop_name=parts.settings.notification.shop_name
         ),
         intents=NotificationIntents(parts.database, which),
+        tells=frozenset(event for event in LIFECYCLE if envelope.type_name(event) in tells),
         ambiguous=ambiguous,
         max_age=datetime.timedelta(hours=parts.settings.notification.max_age_hours),
         now=now,

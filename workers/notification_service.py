@@ -1,7 +1,7 @@
 """Tells customers: one message per lifecycle event and channel. One consumer group per channel."""
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Literal, Protocol
 
 import fault_points
@@ -11,7 +11,12 @@ from domain.lifecycle import LIFECYCLE
 from domain.records import Delivery
 from messaging import topics
 from messaging.worker import WorkerSpec
-from orderflow.events.v1.order_event_pb2 import NotificationFailedDetails, NotificationSentDetails, OrderEvent
+from orderflow.events.v1.order_event_pb2 import (
+    NotificationFailedDetails,
+    NotificationSentDetails,
+    OrderEvent,
+    OrderEventType,
+)
 from orderflow.orders.v1.order_pb2 import NotificationChannel
 from storage.outcomes import Settled
 from telemetry import metrics
@@ -51,15 +56,20 @@ class NotificationService:
         channel: Channel,
         renderer: Renderer,
         intents: NotificationIntents,
+        tells: Set[OrderEventType],
         ambiguous: Ambiguous,
         max_age: datetime.timedelta,
         now: Callable[[], datetime.datetime],
     ) -> None:
-        """`ambiguous` says what happens to a message that may have been accepted; `max_age` of the event to tell of."""
+        """`tells` are the events that the channel tells of, `max_age` is the greatest age of one.
+
+        `ambiguous` says what happens to a message that may have been accepted.
+        """
         self._which = which
         self._channel = channel
         self._renderer = renderer
         self._intents = intents
+        self._tells = tells
         self._ambiguous = ambiguous
         self._max_age = max_age
         self._now = now
@@ -73,7 +83,13 @@ class NotificationService:
             DependencyDown: the channel or PostgreSQL is away.
         """
         event = delivery.event
-        if self._which in event.order.muted_channels or not recipient_of(event.order, self._which):
+        # Recorded as nothing, not skipped: a copy that is read after the setting has changed tells nothing either, and
+        # the outcome of a message that went out before is emitted again.
+        if (
+            event.type not in self._tells
+            or self._which in event.order.muted_channels
+            or not recipient_of(event.order, self._which)
+        ):
             return await self._intents.decide(delivery, None)
         if (accepted := self._accepted.get(event.event_id)) is not None:
             return await self._record(delivery, accepted)

@@ -1,11 +1,12 @@
 """One message per event and channel: intents, ambiguity, and what is not told at all."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import pytest
 
 from domain.failures import DependencyDown, Permanent, Transient
+from domain.lifecycle import LIFECYCLE
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from orderflow.orders.v1.order_pb2 import NotificationChannel
@@ -63,12 +64,17 @@ class Intents:
 
 
 class Bench:
-    def __init__(self, which: NotificationChannel = EMAIL, ambiguous: Ambiguous = "send_again") -> None:
+    def __init__(
+        self,
+        which: NotificationChannel = EMAIL,
+        ambiguous: Ambiguous = "send_again",
+        tells: Set[OrderEventType] = LIFECYCLE,
+    ) -> None:
         self.channel = ScriptedChannel()
         self.intents = Intents()
         self.now = NOW
         self.event = order_event(OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING)
-        self._which, self._ambiguous = which, ambiguous
+        self._which, self._ambiguous, self._tells = which, ambiguous, tells
         self.start()
 
     def start(self) -> None:
@@ -78,6 +84,7 @@ class Bench:
             channel=self.channel,
             renderer=Renderer(message_id_domain="shop.example", shop_name="Corner Shop"),
             intents=self.intents,
+            tells=self._tells,
             ambiguous=self._ambiguous,
             max_age=MAX_AGE,
             now=lambda: self.now,
@@ -117,6 +124,18 @@ async def test_a_muted_channel_is_nothing_and_recorded() -> None:
 async def test_another_muted_channel_is_no_matter() -> None:
     bench = Bench()
     bench.event.order.muted_channels.append(SMS)
+    assert len(await bench.handle()) == 1
+
+
+async def test_an_event_that_the_channel_does_not_tell_of_is_nothing_and_recorded() -> None:
+    bench = Bench(tells={OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID})
+    assert await bench.handle() == []
+    assert bench.intents.decided == []
+    assert (bench.channel.sent, bench.intents.message_id) == ([], None)
+
+
+async def test_an_event_that_the_channel_tells_of() -> None:
+    bench = Bench(tells={OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING})
     assert len(await bench.handle()) == 1
 
 
@@ -231,7 +250,7 @@ async def test_a_refusal_for_now_withdraws_the_intent(failure: Exception, ambigu
 
 
 async def test_an_event_without_a_template_is_permanent_and_leaves_no_intent() -> None:
-    bench = Bench()
+    bench = Bench(tells={OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED})
     bench.event.type = OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED
     with pytest.raises(Permanent):
         await bench.handle()

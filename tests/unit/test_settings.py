@@ -7,6 +7,8 @@ import pytest
 
 import settings
 from cli import settings_page
+from domain.lifecycle import LIFECYCLE
+from orderflow.events.v1.order_event_pb2 import OrderEventType
 from settings import SettingsError
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -53,6 +55,30 @@ def test_everything_wrong_is_named_at_once_with_what_is_expected(monkeypatch: py
     ]
     assert all("Expected: " in line for line in lines)
     assert "soon" not in str(refused.value)
+
+
+def test_each_channel_tells_of_every_lifecycle_event_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    lifecycle = {OrderEventType.Name(event).removeprefix("ORDER_EVENT_TYPE_") for event in LIFECYCLE}
+    told = settings.load().notification
+    assert told.email_event_names == told.sms_event_names == lifecycle
+
+    monkeypatch.setenv("ORDERFLOW_NOTIFICATION_EMAIL_EVENTS", "ORDER_PAID, ORDER_SHIPPED")
+    monkeypatch.setenv("ORDERFLOW_NOTIFICATION_SMS_EVENTS", "")
+    told = settings.load().notification
+    assert told.email_event_names == {"ORDER_PAID", "ORDER_SHIPPED"}
+    assert told.sms_event_names == frozenset()
+
+
+def test_an_event_that_is_none_is_named_with_its_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_NOTIFICATION_EMAIL_EVENTS", "ORDER_PAID,ORDER_PAYED,NOTIFICATION_SENT")
+    monkeypatch.setenv("ORDERFLOW_NOTIFICATION_SMS_EVENTS", "ORDER_PAID,")
+    with pytest.raises(SettingsError) as refused:
+        settings.load()
+    email, sms = str(refused.value).splitlines()[1:]
+    assert email.strip().startswith("ORDERFLOW_NOTIFICATION_EMAIL_EVENTS: ")
+    assert "NOTIFICATION_SENT is no lifecycle event" in email
+    assert "ORDER_PAYED is no lifecycle event (did you mean ORDER_PAID?)" in email
+    assert sms.strip().startswith("ORDERFLOW_NOTIFICATION_SMS_EVENTS: ")
 
 
 @pytest.mark.parametrize(
