@@ -282,12 +282,18 @@ class EmailSettings(Section):
     host: str = pydantic.Field("127.0.0.1", description="SMTP server.")
     port: int = pydantic.Field(1025, ge=1, le=65535, description="Its port.")
     tls: Literal["none", "starttls", "tls"] = pydantic.Field("none", description="How the connection is protected.")
+    ca_file: str | None = pydantic.Field(
+        None, description="PEM file of the authorities to trust; the system's if unset."
+    )
     username: str | None = pydantic.Field(None, description="SMTP user name.")
     password: pydantic.SecretStr | None = pydantic.Field(None, description="SMTP password.")
     sender: str = pydantic.Field("Orderflow <orders@orderflow.invalid>", description="From address.")
     message_id_domain: str = pydantic.Field("orderflow.invalid", description="Right side of every Message-ID.")
     connections: int = pydantic.Field(4, ge=1, description="SMTP connections per process.")
-    timeout: Seconds = pydantic.Field(10, description="Limit of one SMTP step and of one send, seconds.")
+    timeout: Seconds = pydantic.Field(
+        10,
+        description="Limit of one SMTP step and of one send, seconds. Shorter than ORDERFLOW_WORKER_DRAIN_SECONDS.",
+    )
 
 
 class SmsSettings(Section):
@@ -434,11 +440,23 @@ def load() -> Settings:
                 field = str(problem["loc"][0])
                 expected = section.model_fields[field].description
                 problems.append(f"{prefix}{field}".upper() + f": {problem['msg']}. Expected: {expected}")
+    if not problems:
+        problems += _sends_that_outlast_a_drain(sections)
     if not problems and os.environ.get(fault_points.VARIABLE):
         problems += _refused_fault_points(sections["kafka"].bootstrap, sections["database"].url.get_secret_value())
     if problems:
         raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(problems)))
     return Settings(**sections)
+
+
+def _sends_that_outlast_a_drain(sections: dict[str, Any]) -> list[str]:
+    # A send that a rebalance cuts off is one that nobody knows the end of.
+    drain = sections["worker"].drain_seconds
+    return [
+        f"{PREFIX}{name.upper()}_TIMEOUT: must be shorter than {PREFIX}WORKER_DRAIN_SECONDS, which is {drain:g}"
+        for name in ("email",)
+        if sections[name].timeout >= drain
+    ]
 
 
 def _refused_fault_points(bootstrap: str, database: str) -> list[str]:

@@ -25,7 +25,7 @@ from messaging.runtime import WorkerRuntime
 from messaging.topics import Topic, retry_topics
 from messaging.worker import Handler, Limits, WorkerSpec
 from orderflow.orders.v1.order_pb2 import NotificationChannel
-from settings import Settings, SettingsError
+from settings import EmailSettings, Settings, SettingsError
 from storage import migrate
 from storage.consumer_groups import ConsumerGroups
 from storage.database import AWAY, Database
@@ -35,6 +35,7 @@ from telemetry.health import Health
 
 if TYPE_CHECKING:
     from workers.channels.channel import Channel
+    from workers.channels.email import EmailChannel
     from workers.gateways.gateway import PaymentGateway
     from workers.notification_service import Ambiguous, NotificationService
 
@@ -161,26 +162,11 @@ def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":
 @asynccontextmanager
 async def _notification_email(parts: _Parts) -> AsyncIterator[Runtime]:
     from workers import notification_service
-    from workers.channels.email import EmailChannel
-    from workers.channels.smtp_pool import SmtpServer
 
-    settings = parts.settings.email
-    channel = EmailChannel(
-        SmtpServer(
-            host=settings.host,
-            port=settings.port,
-            tls=settings.tls,
-            username=settings.username,
-            password=settings.password.get_secret_value() if settings.password else None,
-            timeout_seconds=settings.timeout,
-        ),
-        sender=settings.sender,
-        send_limit_seconds=settings.timeout,
-        connections=settings.connections,
-    )
+    channel = email_channel(parts.settings.email)
     # More would only wait for a connection, and that counts as the server being away.
     limits = dataclasses.replace(
-        parts.limits, max_in_flight=min(parts.limits.max_in_flight, max(settings.connections // 2, 1))
+        parts.limits, max_in_flight=min(parts.limits.max_in_flight, max(parts.settings.email.connections // 2, 1))
     )
     told = parts.settings.notification
     service = _notification_service(
@@ -194,6 +180,36 @@ async def _notification_email(parts: _Parts) -> AsyncIterator[Runtime]:
         yield parts.runtime(notification_service.EMAIL_SPEC, service.handle, limits)
     finally:
         await channel.aclose()
+
+
+def email_channel(settings: EmailSettings) -> "EmailChannel":
+    """Returns the channel of the settings. It connects with the first message.
+
+    Raises:
+        SettingsError: the sender or the authorities' file cannot be used.
+    """
+    from workers.channels.email import EmailChannel
+    from workers.channels.smtp_pool import SmtpServer
+
+    try:
+        return EmailChannel(
+            SmtpServer(
+                host=settings.host,
+                port=settings.port,
+                tls=settings.tls,
+                ca_file=settings.ca_file,
+                username=settings.username,
+                password=settings.password.get_secret_value() if settings.password else None,
+                timeout_seconds=settings.timeout,
+            ),
+            sender=settings.sender,
+            send_limit_seconds=settings.timeout,
+            connections=settings.connections,
+        )
+    except OSError as error:  # an ssl.SSLError is one
+        raise SettingsError(f"ORDERFLOW_EMAIL_CA_FILE: {error}") from error
+    except ValueError as error:
+        raise SettingsError(f"ORDERFLOW_EMAIL_SENDER: {error}") from error
 
 
 @asynccontextmanager

@@ -1,8 +1,6 @@
 """TLS and login of the e-mail channel."""
 
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +8,19 @@ import pytest
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from domain.failures import DependencyDown
+from settings import EmailSettings, SettingsError
 from tests.channels.builders import a_message
+from tests.channels.certificates import make_certificate
 from tests.channels.mail_server import mail_server
 from tests.channels.test_email import open_channel
+from workers.app import email_channel
 from workers.channels.smtp_pool import SmtpServer
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
     """A certificate for localhost, and the server's side of it."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl to make a certificate")
-    folder = tmp_path_factory.mktemp("certificate")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    command = [openssl, "req", *kind, *subject, "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return certificate, context
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 async def test_starttls_where_it_is_not_offered_sends_nothing_in_the_clear() -> None:
@@ -73,6 +63,44 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(
             with pytest.raises(DependencyDown):
                 await channel.send(a_message())
         assert server.envelopes == []
+
+
+@pytest.mark.parametrize("tls", ["starttls", "tls"])
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_the_settings_trust_a_private_authority(
+    certificate: tuple[Path, ssl.SSLContext], tls: str, is_trusted: bool
+) -> None:
+    ca_file, context = certificate
+    listen = {"ssl": context} if tls == "tls" else {}
+    options = {"tls_context": context} if tls == "starttls" else {}
+    async with mail_server(listen=listen, **options) as server:
+        channel = email_channel(
+            EmailSettings(host="localhost", port=server.port, tls=tls, ca_file=str(ca_file) if is_trusted else None)
+        )
+        try:
+            if is_trusted:
+                await channel.send(a_message())
+            else:
+                with pytest.raises(DependencyDown):
+                    await channel.send(a_message())
+        finally:
+            await channel.aclose()
+        assert len(server.envelopes) == is_trusted
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("CA_FILE", {"tls": "tls", "ca_file": "/no/such/file.pem"}), ("SENDER", {"sender": "Shop"})],
+)
+def test_settings_that_cannot_be_used_stop_the_start(name: str, settings: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=f"^ORDERFLOW_EMAIL_{name}: "):
+        email_channel(EmailSettings(**settings))
+
+
+def test_a_file_that_holds_no_certificate_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(SettingsError, match=r"^ORDERFLOW_EMAIL_CA_FILE: "):
+        email_channel(EmailSettings(tls="tls", ca_file=str(tmp_path / "ca.pem")))
 
 
 def _only_the_right_password(*arguments: Any) -> AuthResult:

@@ -57,6 +57,15 @@ def test_everything_wrong_is_named_at_once_with_what_is_expected(monkeypatch: py
     assert "soon" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["EMAIL"])
+def test_a_send_may_not_outlast_a_drain(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ORDERFLOW_{name}_TIMEOUT", "14.9")
+    settings.load()
+    monkeypatch.setenv(f"ORDERFLOW_{name}_TIMEOUT", "15")
+    with pytest.raises(SettingsError, match=f"ORDERFLOW_{name}_TIMEOUT: must be shorter than .*, which is 15"):
+        settings.load()
+
+
 def test_each_channel_tells_of_every_lifecycle_event_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     lifecycle = {OrderEventType.Name(event).removeprefix("ORDER_EVENT_TYPE_") for event in LIFECYCLE}
     told = settings.load().notification
