@@ -301,7 +301,36 @@ class SmsSettings(Section):
 
     model_config = _section("SMS_")
 
+    kind: Literal["folder", "http"] = pydantic.Field(
+        "folder", description="`folder`: files, for development. `http`: a provider, as docs/text-messages.md says."
+    )
     folder: str = pydantic.Field(".orderflow/mail", description="Folder that the development channel writes to.")
+    url: str | None = pydantic.Field(
+        None,
+        pattern=r"^(https://[^/]|http://(127\.0\.0\.1|localhost)(:[0-9]+)?(/|$))",
+        description="Where text messages are sent to: https, or http on loopback. Needed with `http`.",
+    )
+    token: pydantic.SecretStr | None = pydantic.Field(None, description="Bearer token for it. Needed with `http`.")
+    ca_file: str | None = pydantic.Field(
+        None, description="PEM file of the authorities to trust; the system's if unset."
+    )
+    timeout: Seconds = pydantic.Field(
+        10, description="Limit of one send, seconds. Shorter than ORDERFLOW_WORKER_DRAIN_SECONDS."
+    )
+
+    @pydantic.field_validator("url", "token")
+    @classmethod
+    def _is_needed(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if not value and info.data.get("kind") == "http":
+            raise ValueError("must be set where ORDERFLOW_SMS_KIND is http")
+        return value
+
+    @pydantic.field_validator("token")
+    @classmethod
+    def _fits_a_header(cls, value: pydantic.SecretStr | None) -> pydantic.SecretStr | None:
+        if value is not None and not all("!" <= character <= "~" for character in value.get_secret_value()):
+            raise ValueError("must be printable ASCII without spaces")
+        return value
 
 
 _LIFECYCLE_EVENTS = (
@@ -454,7 +483,7 @@ def _sends_that_outlast_a_drain(sections: dict[str, Any]) -> list[str]:
     drain = sections["worker"].drain_seconds
     return [
         f"{PREFIX}{name.upper()}_TIMEOUT: must be shorter than {PREFIX}WORKER_DRAIN_SECONDS, which is {drain:g}"
-        for name in ("email",)
+        for name in ("email", "sms")
         if sections[name].timeout >= drain
     ]
 

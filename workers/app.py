@@ -25,7 +25,7 @@ from messaging.runtime import WorkerRuntime
 from messaging.topics import Topic, retry_topics
 from messaging.worker import Handler, Limits, WorkerSpec
 from orderflow.orders.v1.order_pb2 import NotificationChannel
-from settings import EmailSettings, Settings, SettingsError
+from settings import EmailSettings, Settings, SettingsError, SmsSettings
 from storage import migrate
 from storage.consumer_groups import ConsumerGroups
 from storage.database import AWAY, Database
@@ -43,6 +43,8 @@ log = logs.get()
 
 _RETRY_SECONDS: Final = 1.0
 _SET_UP_SECONDS: Final = 15.0
+_SMS_IN_FLIGHT: Final = 8
+"""Text messages handed to a provider at once per partition: more would only meet its limits."""
 
 
 class Runtime(Protocol):
@@ -215,9 +217,10 @@ def email_channel(settings: EmailSettings) -> "EmailChannel":
 @asynccontextmanager
 async def _notification_sms(parts: _Parts) -> AsyncIterator[Runtime]:
     from workers import notification_service
-    from workers.channels.sms import FolderSmsChannel
 
-    channel = FolderSmsChannel(pathlib.Path(parts.settings.sms.folder))
+    channel, limits = sms_channel(parts.settings.sms), parts.limits
+    if parts.settings.sms.kind == "http":
+        limits = dataclasses.replace(limits, max_in_flight=min(limits.max_in_flight, _SMS_IN_FLIGHT))
     told = parts.settings.notification
     service = _notification_service(
         parts,
@@ -227,9 +230,39 @@ async def _notification_sms(parts: _Parts) -> AsyncIterator[Runtime]:
         ambiguous=told.sms_ambiguous,
     )
     try:
-        yield parts.runtime(notification_service.SMS_SPEC, service.handle)
+        yield parts.runtime(notification_service.SMS_SPEC, service.handle, limits)
     finally:
         await channel.aclose()
+
+
+def sms_channel(settings: SmsSettings) -> "Channel":
+    """Returns the channel of the settings. It connects with the first message.
+
+    Raises:
+        SettingsError: the address or the authorities' file cannot be used.
+    """
+    if settings.kind == "folder":
+        from workers.channels.sms import FolderSmsChannel
+
+        return FolderSmsChannel(pathlib.Path(settings.folder))
+
+    import httpx
+
+    from workers.channels.sms_http import HttpSmsChannel
+
+    assert settings.url is not None
+    assert settings.token is not None
+    try:
+        return HttpSmsChannel(
+            settings.url,
+            token=settings.token.get_secret_value(),
+            send_limit_seconds=settings.timeout,
+            ca_file=settings.ca_file,
+        )
+    except OSError as error:  # an ssl.SSLError is one
+        raise SettingsError(f"ORDERFLOW_SMS_CA_FILE: {error}") from error
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"ORDERFLOW_SMS_URL: {error}") from error
 
 
 def _notification_service(

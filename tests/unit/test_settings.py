@@ -57,13 +57,46 @@ def test_everything_wrong_is_named_at_once_with_what_is_expected(monkeypatch: py
     assert "soon" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["EMAIL"])
+@pytest.mark.parametrize("name", ["EMAIL", "SMS"])
 def test_a_send_may_not_outlast_a_drain(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"ORDERFLOW_{name}_TIMEOUT", "14.9")
     settings.load()
     monkeypatch.setenv(f"ORDERFLOW_{name}_TIMEOUT", "15")
     with pytest.raises(SettingsError, match=f"ORDERFLOW_{name}_TIMEOUT: must be shorter than .*, which is 15"):
         settings.load()
+
+
+def test_a_provider_of_text_messages_needs_an_address_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_SMS_KIND", "http")
+    with pytest.raises(SettingsError) as refused:
+        settings.load()
+    lines = str(refused.value).splitlines()[1:]
+    assert [line.strip().partition(":")[0] for line in lines] == ["ORDERFLOW_SMS_TOKEN", "ORDERFLOW_SMS_URL"]
+    assert all("must be set where ORDERFLOW_SMS_KIND is http" in line for line in lines)
+
+    monkeypatch.setenv("ORDERFLOW_SMS_URL", "https://sms.example/messages")
+    monkeypatch.setenv("ORDERFLOW_SMS_TOKEN", "topsecret")
+    assert settings.load().sms.url == "https://sms.example/messages"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("URL", "http://sms.example/messages"),
+        ("URL", "http://localhost.example/messages"),
+        ("URL", "sms.example"),
+        ("TOKEN", "topsecret\n"),
+        ("TOKEN", "top secret"),
+        ("TOKEN", "töpsecret"),
+    ],
+)
+def test_an_address_in_the_clear_and_a_token_that_fits_no_header_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"ORDERFLOW_SMS_{name}", value)
+    with pytest.raises(SettingsError, match=f"ORDERFLOW_SMS_{name}: ") as refused:
+        settings.load()
+    assert value.strip() not in str(refused.value)
 
 
 def test_each_channel_tells_of_every_lifecycle_event_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +143,7 @@ def test_an_unknown_one_is_named_with_its_neighbour(
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERFLOW_DATABASE_URL", "postgresql://u:topsecret@h/d")
     monkeypatch.setenv("ORDERFLOW_KAFKA_SASL_PASSWORD", "topsecret")
+    monkeypatch.setenv("ORDERFLOW_SMS_TOKEN", "topsecret")
     assert "topsecret" not in repr(settings.load())
 
 

@@ -22,7 +22,7 @@ class FolderSmsChannel:
 
     async def send(self, message: Message) -> str:
         """Writes the file durably and returns the message's identifier. Raises as `Channel.send` says."""
-        if not _E164.fullmatch(message.recipient):
+        if not is_phone_number(message.recipient):
             raise Undeliverable("INVALID_PHONE_NUMBER")
         content = f"To: {message.recipient}\nMessage-ID: {message.message_id}\n\n{message.text.rstrip()}\n"
         try:
@@ -33,6 +33,11 @@ class FolderSmsChannel:
 
     async def aclose(self) -> None:
         """Does nothing: no file stays open."""
+
+
+def is_phone_number(text: str) -> bool:
+    """Tells whether `text` is one phone number in E.164 form and nothing else."""
+    return _E164.fullmatch(text) is not None
 
 
 def file_name(message_id: str) -> str:
