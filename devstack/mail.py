@@ -14,6 +14,7 @@ import re
 import secrets
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
@@ -64,14 +65,13 @@ def store(folder: Path, sender: str, recipients: list[str], content: bytes) -> P
     return folder / name
 
 
-async def serve(port: int, folder: Path) -> None:
+async def serve(port: int, folder: Path, handler: MailFolder) -> None:
     """Serve until SIGTERM or SIGINT."""
     require_free(port, "mail", "--port")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    handler = MailFolder(folder)
     # The host name is given because aiosmtpd else asks the resolver for it, which can take seconds.
     server = await loop.create_server(lambda: SMTP(handler, hostname="localhost", enable_SMTPUTF8=True), LOOPBACK, port)
     print(f"mail for everyone on {LOOPBACK}:{port} goes to {folder}", flush=True)  # noqa: T201
@@ -79,8 +79,8 @@ async def serve(port: int, folder: Path) -> None:
     server.close()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run from the command line."""
+def main(arguments: list[str] | None = None, handler: Callable[[Path], MailFolder] = MailFolder) -> None:
+    """Run from the command line, with another handler if given."""
     parser = argparse.ArgumentParser(
         prog="python -m devstack.mail", description="A mail server that delivers to a folder"
     )
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(KeyboardInterrupt):
         try:
-            asyncio.run(serve(options.port, options.folder))
+            asyncio.run(serve(options.port, options.folder, handler(options.folder)))
         except DevstackError as error:
             sys.exit(str(error))
 

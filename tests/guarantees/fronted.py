@@ -25,11 +25,16 @@ class FrontedSystem(ObservedSystem):
         super().__init__(directory, ports, settings=_SETTINGS)
         self.front = front
         self.key_ttl_seconds: float | None = None
+        self.mail_is_moody = False
 
     def environment(self, role: str | None = None) -> dict[str, str]:
         return {**super().environment(role), "ORDERFLOW_GATEWAY_URL": self.front.url}
 
     def start_stand_in(self, name: str) -> None:
+        if name == "mail" and self.mail_is_moody:
+            arguments = ["--port", str(self.ports.mail), "--folder", str(self.mail_folder)]
+            self._spawn(name, ["-m", "tests.guarantees.moody_mail", *arguments])
+            return
         super().start_stand_in(name)
         if name == "gateway" and self.key_ttl_seconds is not None:
             gateway = self.processes[name]
@@ -40,6 +45,11 @@ class FrontedSystem(ObservedSystem):
     def charges(self, order_id: str) -> list[dict[str, Any]]:
         """Returns what the gateway executed for an order."""
         return [line for line in observer.journal(self.gateway_journal) if line.get("order_id") == order_id]
+
+    async def restart_mail(self, *, moody: bool) -> None:
+        await self.stop_role("mail")
+        self.mail_is_moody = moody
+        self.start_stand_in("mail")
 
     def metric(self, role: str, name: str, **labels: str) -> float:
         return observer.metric(self.metrics_address(role), name, **labels)
