@@ -496,7 +496,7 @@ class PartitionRunner:
             done, self._done = self._done, []
             if done:
                 await self._commit(done)
-            if self._draining and not self._done:
+            if self._draining and not (self._done or self._tasks):
                 return
 
     async def _commit_position(self) -> None:

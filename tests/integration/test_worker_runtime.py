@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -676,6 +677,41 @@ async def test_what_finishes_during_a_transaction_that_fails_is_done_once(
         await everything_committed(worker)
         await outputs.exactly([first, second])
     assert worker.causes().count(second.event_id) == 2, "it starts over from what is committed"
+
+
+async def test_a_commit_that_is_under_way_when_draining_begins_ends_no_handling(
+    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cut off would be handled again: an e-mail that was accepted is sent twice."""
+    quick, slow = events_on_first(2)
+    committing, go_on, drained = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    transaction = PartitionRunner._transaction
+
+    async def held(runner: PartitionRunner, *arguments: Any) -> None:
+        if not committing.is_set():
+            committing.set()
+            await drained.wait()
+        await transaction(runner, *arguments)
+
+    async def on_delivery(delivery: Delivery) -> None:
+        if delivery.event.event_id == slow.event_id:
+            await go_on.wait()
+
+    monkeypatch.setattr(PartitionRunner, "_transaction", held)
+    worker.on_delivery = on_delivery
+    runtime = worker.runtime()
+    async with engines.running(runtime) as at_work:
+        await engines.send_events(worker.kafka, [slow, quick])
+        await committing.wait()
+        await engines.eventually(lambda: len(worker.deliveries) == 2, "both are handled")
+        runners = [runner for runner, _ in runtime._runners.values()]
+        at_work.stop.set()
+        await engines.eventually(lambda: all(runner.is_draining for runner in runners), "it drains")
+        drained.set()
+        await outputs.until_answered([quick])
+        go_on.set()
+        await outputs.exactly([quick, slow])
+    assert len(worker.finished) == 2
 
 
 async def test_a_stop_is_heard_while_a_poll_waits(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
