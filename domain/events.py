@@ -6,15 +6,19 @@ from domain.identifiers import caused_event_id, created_event_id
 from domain.orders import is_lifecycle
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import (
+    CommandTerms,
     EventMetadata,
     NotificationFailedDetails,
     NotificationSentDetails,
+    OrderCancelledDetails,
     OrderCreatedDetails,
     OrderEvent,
     OrderEventType,
     OrderPaidDetails,
     OrderRejectedDetails,
+    OrderShippedDetails,
     PaymentFailedDetails,
+    PaymentRefundedDetails,
 )
 from orderflow.orders.v1.order_pb2 import NotificationChannel, Order
 
@@ -58,6 +62,60 @@ def payment_failed(cause: Delivery, order: Order, details: PaymentFailedDetails)
     return event
 
 
+def command(
+    command_type: OrderEventType,
+    order_id: str,
+    *,
+    event_id: str,
+    caller: str,
+    terms: CommandTerms,
+    correlation_id: str,
+    source: str,
+    now: datetime.datetime,
+) -> OrderEvent:
+    """Returns a command without its details. `caller` is who asks, empty for the system itself."""
+    event = OrderEvent(
+        event_id=event_id,
+        type=command_type,
+        order=Order(order_id=order_id),
+        metadata=EventMetadata(correlation_id=correlation_id, source=source, attempt=1, caller=caller),
+        command=terms,
+    )
+    event.occur_time.FromDatetime(now)
+    return event
+
+
+def order_shipped(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
+    """Returns the ORDER_SHIPPED that follows from an ORDER_SHIP_REQUESTED."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_SHIPPED, order, owner=owner)
+    event.order_shipped.CopyFrom(OrderShippedDetails(shipment=order.shipment))
+    return event
+
+
+def order_completed(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
+    """Returns the ORDER_COMPLETED that follows from an ORDER_COMPLETE_REQUESTED."""
+    return _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_COMPLETED, order, owner=owner)
+
+
+def order_cancelled(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
+    """Returns the ORDER_CANCELLED that follows from an ORDER_CANCEL_REQUESTED."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED, order, owner=owner)
+    event.order_cancelled.CopyFrom(OrderCancelledDetails(reason=order.failure_reason))
+    return event
+
+
+def order_expired(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
+    """Returns the ORDER_EXPIRED that follows from an ORDER_EXPIRY_REQUESTED."""
+    return _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_EXPIRED, order, owner=owner)
+
+
+def payment_refunded(cause: Delivery, order: Order, details: PaymentRefundedDetails, *, owner: str) -> OrderEvent:
+    """Returns the PAYMENT_REFUNDED that follows from an ORDER_CANCELLED or an ORDER_REFUND_REQUESTED."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED, order, owner=owner)
+    event.payment_refunded.CopyFrom(details)
+    return event
+
+
 def notification_sent(cause: Delivery, details: NotificationSentDetails, *, now: datetime.datetime) -> OrderEvent:
     """Returns the NOTIFICATION_SENT that tells of a message about the cause."""
     event = _notification(cause, OrderEventType.ORDER_EVENT_TYPE_NOTIFICATION_SENT, details.channel, now)
@@ -72,7 +130,10 @@ def notification_failed(cause: Delivery, details: NotificationFailedDetails, *, 
     return event
 
 
-def _following(cause: Delivery, event_type: OrderEventType, order: Order, discriminator: str = "") -> OrderEvent:
+def _following(
+    cause: Delivery, event_type: OrderEventType, order: Order, discriminator: str = "", *, owner: str = ""
+) -> OrderEvent:
+    """Returns the event that follows. `owner` placed the order; the cause says who did, unless it is a command."""
     return OrderEvent(
         event_id=caused_event_id(cause.event.event_id, event_type, discriminator),
         type=event_type,
@@ -84,7 +145,7 @@ def _following(cause: Delivery, event_type: OrderEventType, order: Order, discri
             causation_id=cause.event.event_id,
             source=cause.group,
             attempt=cause.attempt,
-            caller=cause.event.metadata.caller,
+            caller=owner or cause.event.metadata.caller,
         ),
     )
 

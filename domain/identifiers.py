@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from google.protobuf.message import Message
+
 from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
 
@@ -63,6 +65,28 @@ def caused_event_id(cause_id: str, event_type: OrderEventType, discriminator: st
     `discriminator` tells effects of one cause and type apart: the channel of a notification.
     """
     return str(uuid.uuid5(_EVENTS, f"{cause_id}:{OrderEventType.Name(event_type)}:{discriminator}"))
+
+
+def command_fingerprint(request: Message) -> bytes:
+    """Returns the SHA-256 of a command's request without its request_id, 32 bytes. Such a request has no map."""
+    canonical = type(request)()
+    canonical.CopyFrom(request)
+    canonical.ClearField("request_id")
+    canonical.DiscardUnknownFields()
+    return hashlib.sha256(canonical.SerializeToString(deterministic=True)).digest()
+
+
+def command_event_id(caller: str, command: OrderEventType, order_id: str, request_id: str) -> str:
+    """Returns the event_id of a command: the same for the same request_id of the same caller, fresh without one."""
+    if not request_id:
+        return str(uuid.uuid4())
+    name = OrderEventType.Name(command)
+    return str(uuid.uuid5(_EVENTS, f"{len(caller)}:{caller}:{name}:{order_id}:{len(request_id)}:{request_id}"))
+
+
+def swept_event_id(command: OrderEventType, order_id: str, slot: int) -> str:
+    """Returns the event_id of a command that a sweep gives: sweeps of one slot give the same."""
+    return str(uuid.uuid5(_EVENTS, f"sweep:{OrderEventType.Name(command)}:{order_id}:{slot}"))
 
 
 def is_canonical_uuid(text: str) -> bool:

@@ -83,8 +83,8 @@ def has_unknown_status(event: OrderEvent) -> bool:
 
 
 def _violations(request: CreateOrderRequest | Order) -> Iterator[Violation]:
-    if isinstance(request, CreateOrderRequest) and request.request_id and not is_request_id(request.request_id):
-        yield Violation("request_id", REQUEST_ID_RULE)
+    if isinstance(request, CreateOrderRequest):
+        yield from request_id_violations(request.request_id)
     yield from text_violations("user_id", request.user_id, most=128, required=True)
     if not request.email and not request.phone:
         yield Violation("email", "email or phone must be set: the customer is told about the order")
@@ -140,3 +140,9 @@ def _item(path: str, item: LineItem) -> Iterator[Violation]:
         yield Violation(f"{path}.unit_price.currency_code", "must be an ISO 4217 code such as EUR")
     if not 0 <= item.unit_price.amount_minor <= MAX_AMOUNT_MINOR:
         yield Violation(f"{path}.unit_price.amount_minor", f"must be 0 to {MAX_AMOUNT_MINOR}")
+
+
+def request_id_violations(request_id: str) -> Iterator[Violation]:
+    """Yields what is wrong with a request_id; a request may have none."""
+    if request_id and not is_request_id(request_id):
+        yield Violation("request_id", REQUEST_ID_RULE)

@@ -31,8 +31,8 @@ class KnownRequests:
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "select request_id, fingerprint, orders.order_id, content, status, payment_status, revision,"
-                " failure_reason, update_time from order_requests join orders using (order_id)"
+                f"select request_id, fingerprint, {order_rows.COLUMNS}"  # noqa: S608 - a constant
+                " from order_requests join orders using (order_id)"
                 " where order_requests.caller = $1 and request_id = any($2::text[])",
                 caller,
                 request_ids,

@@ -9,25 +9,33 @@ import asyncpg
 from domain.lifecycle import TRANSITIONS, sources_of
 from domain.orders import etag_of
 from orderflow.events.v1.order_event_pb2 import OrderEventType
-from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
 
 if TYPE_CHECKING:
     from storage.database import Connection
 
-_FIND: Final = (
-    "select order_id, content, status, payment_status, revision, failure_reason, update_time"
-    " from orders where order_id = $1"
+COLUMNS: Final = (
+    "orders.order_id, content, status, payment_status, revision, failure_reason, update_time, shipment, refunded_minor"
 )
+"""What `order_of` needs."""
+
+_FIND: Final = f"select {COLUMNS}, caller from orders where order_id = $1"  # noqa: S608 - a constant
 _MOVE: Final = (
-    "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = $5,"
+    "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = $5,"  # noqa: S608
     " update_time = greatest(update_time, $6) where order_id = $1 and status = any($2)"
-    " returning order_id, content, status, payment_status, revision, failure_reason, update_time"
+    f" returning {COLUMNS}"
+)
+_CHANGE: Final = (
+    "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = $5,"  # noqa: S608
+    " shipment = $6, refunded_minor = $7, update_time = greatest(update_time, $8) where order_id = $1 and revision = $2"
+    f" returning {COLUMNS}"
 )
 _MOVE_ALL: Final = (
-    "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = moved.reason,"
-    " update_time = greatest(update_time, $6) from unnest($1::uuid[], $5::text[]) as moved (moved_id, reason)"
+    "update orders set status = $3, payment_status = $4, revision = revision + 1,"  # noqa: S608
+    " failure_reason = moved.reason, update_time = greatest(update_time, $6)"
+    " from unnest($1::uuid[], $5::text[]) as moved (moved_id, reason)"
     " where order_id = moved_id and status = any($2)"
-    " returning order_id, content, status, payment_status, revision, failure_reason, update_time"
+    f" returning {COLUMNS}"
 )
 
 
@@ -40,6 +48,10 @@ def order_of(row: asyncpg.Record) -> Order:
     order.etag = etag_of(order.order_id, order.revision)
     order.failure_reason = row["failure_reason"]
     order.update_time.FromDatetime(row["update_time"])
+    if row["shipment"] is not None:
+        order.shipment.MergeFromString(row["shipment"])
+    if row["refunded_minor"]:
+        order.refunded.CopyFrom(Money(currency_code=order.total.currency_code, amount_minor=row["refunded_minor"]))
     return order
 
 
@@ -69,6 +81,32 @@ async def find(connection: "Connection", order_id: str, *, lock: bool = False) -
     """Returns the order, its row locked until the transaction ends if asked; None if there is none."""
     row = await connection.fetchrow(_FIND + " for update" if lock else _FIND, order_id)
     return order_of(row) if row else None
+
+
+async def find_owned(connection: "Connection", order_id: str) -> tuple[Order, str] | None:
+    """Returns the order, its row locked until the transaction ends, and who placed it; None if there is none."""
+    row = await connection.fetchrow(_FIND + " for update", order_id)
+    return (order_of(row), row["caller"]) if row else None
+
+
+async def change(connection: "Connection", order: Order, *, now: datetime.datetime) -> Order:
+    """Writes what was changed of an order that was found with its row locked: statuses, reason, shipment, refunded.
+
+    Returns the order after it, one revision on.
+    """
+    row = await connection.fetchrow(
+        _CHANGE,
+        order.order_id,
+        order.revision,
+        order.status,
+        order.payment_status,
+        order.failure_reason,
+        order.shipment.SerializeToString() if order.HasField("shipment") else None,
+        order.refunded.amount_minor,
+        now,
+    )
+    assert row is not None, "the row was locked"
+    return order_of(row)
 
 
 async def move(

@@ -81,10 +81,13 @@ class PaymentDecisions:
             )
             assert row is not None
             sent_before = row["first_send_time"]
-            if sent_before is None:
-                await connection.execute(
-                    "update payments set first_send_time = $2 where order_id = $1", order.order_id, now
-                )
+            # update_time tells the last who intended to send: only that one may take its send back.
+            await connection.execute(
+                "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
+                " where order_id = $1",
+                order.order_id,
+                now,
+            )
         return ChargeIntent(order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before)
 
     async def not_sent(self, intent: ChargeIntent) -> None:
@@ -98,7 +101,7 @@ class PaymentDecisions:
         async with self._database.connection() as connection:
             await connection.execute(
                 "update payments set first_send_time = null"
-                " where order_id = $1 and state = 'intended' and first_send_time = $2",
+                " where order_id = $1 and state = 'intended' and first_send_time = $2 and update_time = $2",
                 intent.order_id,
                 intent.send_time,
             )

@@ -68,6 +68,11 @@ async def give_back(connection: "Connection", items: Iterable[LineItem]) -> None
     await _move_locked(connection, _units(items), "held = held - quantity, available = available + quantity")
 
 
+async def take_back(connection: "Connection", items: Iterable[LineItem]) -> None:
+    """Makes what was sold of the items available again."""
+    await _move_locked(connection, _units(items), "sold = sold - quantity, available = available + quantity")
+
+
 def _units(items: Iterable[LineItem]) -> "collections.Counter[str]":
     units = collections.Counter[str]()
     for item in items:

@@ -8,11 +8,12 @@ from typing import Any
 from aiokafka import ConsumerRecord
 
 from domain import events
-from domain.identifiers import request_fingerprint
+from domain.identifiers import command_event_id, request_fingerprint
 from domain.orders import new_order
 from domain.records import Coordinates, Delivery
 from messaging.envelope import Header
 from orderflow.events.v1.order_event_pb2 import (
+    CommandTerms,
     EventMetadata,
     NotificationSentDetails,
     OrderCreatedDetails,
@@ -145,3 +146,49 @@ def a_record(
         serialized_value_size=-1,
         headers=tuple(headers),
     )
+
+
+_COMMANDS = {
+    "cancel": (OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED, "order_cancel_requested"),
+    "ship": (OrderEventType.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED, "order_ship_requested"),
+    "complete": (OrderEventType.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED, "order_complete_requested"),
+    "expire": (OrderEventType.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, "order_expiry_requested"),
+    "refund": (OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED, "order_refund_requested"),
+}
+_DETAILS: dict[str, dict[str, Any]] = {
+    "cancel": {"reason": "CUSTOMER_REQUEST"},
+    "ship": {"carrier": "Parcel Service", "tracking_code": "TRACK-1"},
+}
+
+
+def a_command(
+    name: str,
+    order_id: str,
+    *,
+    caller: str = CALLER,
+    scopes: Sequence[str] = (),
+    request_id: str = "",
+    etag: str = "",
+    event_id: str = "",
+    now: datetime.datetime = NOW,
+    **details: Any,
+) -> OrderEvent:
+    """Returns a command: cancel, ship, complete, expire or refund."""
+    command_type, field = _COMMANDS[name]
+    event = events.command(
+        command_type,
+        order_id,
+        event_id=event_id or command_event_id(caller, command_type, order_id, request_id),
+        caller=caller,
+        terms=CommandTerms(scopes=scopes, request_id=request_id, etag=etag, request_fingerprint=b"fingerprint"),
+        correlation_id=f"correlation-{order_id}",
+        source="server",
+        now=now,
+    )
+    getattr(event, field).SetInParent()
+    for key, value in (_DETAILS.get(name, {}) | details).items():
+        if isinstance(value, Money):
+            getattr(getattr(event, field), key).CopyFrom(value)
+        else:
+            setattr(getattr(event, field), key, value)
+    return event

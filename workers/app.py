@@ -74,6 +74,11 @@ class _Parts:
     client_id: str
     limits: Limits
 
+    @property
+    def attempts(self) -> int:
+        """How often a record is tried in all, in place and on the group's retry topics."""
+        return self.limits.attempts * (1 + len(self.settings.kafka.retry_delay_seconds))
+
     def runtime(self, spec: WorkerSpec, handle: Handler, limits: Limits | None = None) -> WorkerRuntime:
         return WorkerRuntime(
             spec,
@@ -93,11 +98,17 @@ def now() -> datetime.datetime:
 
 @asynccontextmanager
 async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
+    from storage.order_commands import OrderCommands
     from storage.order_decisions import OrderDecisions
     from workers import order_processor
 
-    decisions = OrderDecisions(parts.database, now=now)
-    yield parts.runtime(order_processor.SPEC, functools.partial(order_processor.handle, decisions=decisions))
+    handle = functools.partial(
+        order_processor.handle,
+        decisions=OrderDecisions(parts.database, now=now),
+        order_commands=OrderCommands(parts.database, now=now),
+        attempts=parts.attempts,
+    )
+    yield parts.runtime(order_processor.SPEC, handle)
 
 
 @asynccontextmanager

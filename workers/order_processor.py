@@ -1,9 +1,10 @@
-"""Checks new orders and reserves their stock: ORDER_CREATED to ORDER_PROCESSING or ORDER_REJECTED."""
+"""Checks new orders and reserves their stock, and decides on commands: cancel, ship, complete, expire."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import fault_points
+from domain import commands
 from domain.failures import Permanent
 from domain.money import total_of
 from domain.records import Delivery
@@ -16,7 +17,15 @@ from orderflow.orders.v1.order_pb2 import OrderStatus
 SPEC = WorkerSpec(
     group="order-processor",
     reads=(topics.ORDERS,),
-    handles=frozenset({OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED}),
+    handles=frozenset(
+        {
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED,
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED,
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED,
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED,
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED,
+        }
+    ),
 )
 
 
@@ -28,17 +37,42 @@ class OrderDecisions(Protocol):
         ...
 
 
-async def handle(delivery: Delivery, *, decisions: OrderDecisions) -> Sequence[OrderEvent]:
-    """Handles an ORDER_CREATED.
+class OrderCommands(Protocol):
+    """What it decides commands with."""
+
+    async def decide(self, delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
+        """Decides a valid command and returns the events to emit."""
+        ...
+
+
+async def handle(
+    delivery: Delivery, *, decisions: OrderDecisions, order_commands: OrderCommands, attempts: int
+) -> Sequence[OrderEvent]:
+    """Handles an ORDER_CREATED or a command. `attempts` is how often a record is tried in all.
 
     Raises:
-        Permanent: `INVALID_ORDER`: the server never makes such an order.
+        Permanent: `INVALID_ORDER`, `INVALID_COMMAND`: the server never makes such a one.
+        Transient: a command whose order has no row so far.
         DependencyDown: PostgreSQL is away.
     """
-    refuse_invalid(delivery.event)
-    emitted = await decisions.accept(delivery)
+    if delivery.event.type in commands.LEADS_TO:
+        refuse_invalid_command(delivery.event)
+        emitted = await order_commands.decide(delivery, is_last=delivery.attempt >= attempts)
+    else:
+        refuse_invalid(delivery.event)
+        emitted = await decisions.accept(delivery)
     fault_points.reached("W2")
     return emitted
+
+
+def refuse_invalid_command(event: OrderEvent) -> None:
+    """Kafka is a border: what comes from it is checked like any input.
+
+    Raises:
+        Permanent: `INVALID_COMMAND`.
+    """
+    if violations := commands.violations_of_command(event):
+        raise Permanent("INVALID_COMMAND", f"{violations[0].field} {violations[0].description}")
 
 
 def refuse_invalid(event: OrderEvent) -> None:

@@ -8,7 +8,7 @@ from domain.failures import Permanent
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderPaidDetails
 from orderflow.orders.v1.order_pb2 import OrderStatus
-from tests.builders import a_delivery, order_created, order_event
+from tests.builders import a_command, a_delivery, an_id, order_created, order_event
 from workers import order_processor
 
 
@@ -24,9 +24,24 @@ class Decisions:
         return self.answer
 
 
+class Commands:
+    """Takes every command down."""
+
+    def __init__(self) -> None:
+        self.decided: list[tuple[Delivery, bool]] = []
+        self.answer = [order_event()]
+
+    async def decide(self, delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
+        self.decided.append((delivery, is_last))
+        return self.answer
+
+
 async def test_a_valid_order_is_decided() -> None:
     decisions, delivery = Decisions(), a_delivery()
-    assert await order_processor.handle(delivery, decisions=decisions) == decisions.answer
+    assert (
+        await order_processor.handle(delivery, decisions=decisions, order_commands=Commands(), attempts=9)
+        == decisions.answer
+    )
     assert decisions.accepted == [delivery]
 
 
@@ -107,6 +122,23 @@ async def test_what_the_server_never_makes_is_refused_for_good(
     spoil(event)
     decisions = Decisions()
     with pytest.raises(Permanent, match=message) as refused:
-        await order_processor.handle(a_delivery(event), decisions=decisions)
+        await order_processor.handle(a_delivery(event), decisions=decisions, order_commands=Commands(), attempts=9)
     assert refused.value.error_class == "INVALID_ORDER"
     assert decisions.accepted == []
+
+
+@pytest.mark.parametrize(("attempt", "is_last"), [(1, False), (8, False), (9, True), (10, True)])
+async def test_a_valid_command_is_decided_and_knows_its_last_attempt(attempt: int, is_last: bool) -> None:
+    decided = Commands()
+    delivery = a_delivery(a_command("cancel", an_id()), attempt=attempt)
+    emitted = await order_processor.handle(delivery, decisions=Decisions(), order_commands=decided, attempts=9)
+    assert emitted == decided.answer
+    assert decided.decided == [(delivery, is_last)]
+
+
+async def test_a_command_that_the_server_never_makes_is_refused_for_good() -> None:
+    decided = Commands()
+    event = a_command("cancel", an_id(), reason="\x00")
+    with pytest.raises(Permanent, match="INVALID_COMMAND"):
+        await order_processor.handle(a_delivery(event), decisions=Decisions(), order_commands=decided, attempts=9)
+    assert decided.decided == []

@@ -1,0 +1,117 @@
+"""What the order processor decides on commands: cancel, ship, complete, expire (semantics 5, 25 and 29)."""
+
+import datetime
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from domain import commands, events
+from domain.commands import CommandRefused
+from domain.failures import Transient
+from domain.lifecycle import AlreadyApplied
+from domain.records import Delivery
+from orderflow.events.v1.order_event_pb2 import OrderEvent
+from orderflow.events.v1.order_event_pb2 import OrderEventType as E
+from orderflow.orders.v1.order_pb2 import Order, PaymentStatus
+from storage import command_answers, order_rows, outcomes, stock
+from storage.database import Database
+
+if TYPE_CHECKING:
+    from storage.database import Connection
+
+
+class OrderCommands:
+    """Decisions on commands, each in one transaction with its answer."""
+
+    def __init__(self, database: Database, *, now: Callable[[], datetime.datetime]) -> None:
+        """Uses the database's pool."""
+        self._database = database
+        self._now = now
+
+    async def decide(self, delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
+        """Decides a valid command and returns the events to emit. `is_last`: it is not tried again.
+
+        Raises:
+            Transient: the order has no row, so far.
+            DependencyDown: PostgreSQL is away.
+        """
+
+        async def decision(connection: "Connection") -> list[OrderEvent]:
+            try:
+                emitted = await self._apply(connection, delivery, is_last=is_last)
+            except CommandRefused as refusal:
+                await command_answers.store(connection, delivery, refusal)
+                return []
+            await command_answers.store(connection, delivery, None)
+            return emitted
+
+        return await outcomes.decide(self._database, delivery, decision, last=_move_stock)
+
+    async def _apply(self, connection: "Connection", delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
+        """Moves the order.
+
+        Raises:
+            CommandRefused: nothing was changed.
+            Transient: see `decide`.
+        """
+        command = delivery.event
+        found = await order_rows.find_owned(connection, command.order.order_id)
+        if found is None:
+            # On the topic it stands behind its order's ORDER_CREATED, so that is parked, or there is none.
+            if not is_last:
+                raise Transient("ORDER_UNKNOWN", "the order has no row")
+            raise CommandRefused("ORDER_NOT_FOUND")
+        order, owner = found
+        applied = commands.check(command, order, owner=owner)
+        if isinstance(applied, AlreadyApplied):
+            return []
+        now = self._now()
+        match command.type:
+            case E.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED:
+                order.failure_reason = command.order_cancel_requested.reason
+                order.payment_status = _without_open_charge(order)
+                emit = events.order_cancelled
+            case E.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED:
+                asked = command.order_ship_requested
+                order.shipment.carrier, order.shipment.tracking_code = asked.carrier, asked.tracking_code
+                order.shipment.ship_time.FromDatetime(now)
+                emit = events.order_shipped
+            case E.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED:
+                emit = events.order_completed
+            case _:
+                await _refuse_expiry(connection, order, now)
+                order.payment_status = _without_open_charge(order)
+                emit = events.order_expired
+        order.status = applied.status
+        return [emit(delivery, await order_rows.change(connection, order, now=now), owner=owner)]
+
+
+def _without_open_charge(order: Order) -> PaymentStatus:
+    if order.payment_status in (PaymentStatus.PAYMENT_STATUS_PENDING, PaymentStatus.PAYMENT_STATUS_UNKNOWN):
+        return PaymentStatus.PAYMENT_STATUS_NONE
+    return order.payment_status
+
+
+async def _refuse_expiry(connection: "Connection", order: Order, now: datetime.datetime) -> None:
+    """Closes a payment under whose key nothing was ever sent.
+
+    Raises:
+        CommandRefused: `NOT_DUE`; `CHARGE_OPEN`: the customer is being charged, or may have been.
+    """
+    if order.expire_time.ToDatetime(datetime.UTC) > now:
+        raise CommandRefused("NOT_DUE", order.status)
+    # The payment processor stores its intent, with the time of the send, under the order's lock, which is ours by now.
+    closed = await connection.fetchrow(
+        "update payments set state = case when first_send_time is null then 'closed' else state end"
+        " where order_id = $1 returning state",
+        order.order_id,
+    )
+    if closed is not None and closed["state"] != "closed":
+        raise CommandRefused("CHARGE_OPEN", order.status)
+
+
+async def _move_stock(connection: "Connection", event: OrderEvent) -> None:
+    if event.type == E.ORDER_EVENT_TYPE_ORDER_EXPIRED:
+        await stock.give_back(connection, event.order.items)
+    elif event.type == E.ORDER_EVENT_TYPE_ORDER_CANCELLED:
+        was_paid = event.order.payment_status != PaymentStatus.PAYMENT_STATUS_NONE
+        await (stock.take_back if was_paid else stock.give_back)(connection, event.order.items)
