@@ -246,6 +246,9 @@ class WorkerSettings(Section):
     transaction_timeout: Seconds = pydantic.Field(
         15, description="A Kafka transaction that is open longer is aborted by the broker, seconds."
     )
+    sweep_seconds: Seconds = pydantic.Field(
+        30, description="How often order processors look for orders to expire and refunds that are due, seconds."
+    )
     dependency_probe_cap: Seconds = pydantic.Field(
         5, description="Longest wait between two probes of a dependency that is down, seconds."
     )

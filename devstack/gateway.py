@@ -7,6 +7,7 @@ outlives it, and faults. When it serves it prints one JSON line with its address
     GET  /charges/{key}        -> {"charge": {...}}, or 404 with the code GATEWAY_CHARGE_NOT_FOUND
     POST /charges/{key}/close  -> {"charge": {...} or null}
     POST /refunds              {charge_reference, amount_minor} -> {"refund": {...}}
+    GET  /refunds/{key}        -> {"refund": {...}}, or 404 with the code GATEWAY_REFUND_NOT_FOUND
     GET, PUT /faults           on the admin port only, which an outage does not close
 
 Charges and refunds carry their key in the header Idempotency-Key.
@@ -71,6 +72,7 @@ class GatewayServer:
             web.get("/charges/{key}", self._find),
             web.post("/charges/{key}/close", self._close),
             web.post("/refunds", self._refund),
+            web.get("/refunds/{key}", self._find_refund),
         ]
 
     def admin_routes(self) -> list[web.RouteDef]:
@@ -97,6 +99,14 @@ class GatewayServer:
             _refuse(404, "GATEWAY_CHARGE_NOT_FOUND", "no charge has executed under this key")
         await self._journal.sync()
         return web.json_response({"charge": asdict(charge)})
+
+    async def _find_refund(self, request: web.Request) -> web.StreamResponse:
+        await self._take_time(request)
+        refund = self._book.find_refund(request.match_info["key"])
+        if refund is None:
+            _refuse(404, "GATEWAY_REFUND_NOT_FOUND", "no refund has executed under this key")
+        await self._journal.sync()
+        return web.json_response({"refund": asdict(refund)})
 
     async def _close(self, request: web.Request) -> web.StreamResponse:
         await self._take_time(request)

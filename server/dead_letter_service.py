@@ -207,6 +207,7 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
 _DISCARD_TEXTS: Final = {
     "OUTCOME_STORED": "its group had decided the record before it gave up: replay it, so that the decision is told",
     "CHARGE_OPEN": "a charge of its order may have happened: replay it, or cancel the order",
+    "REFUND_OPEN": "money of its order is to be given back: replay it",
 }
 
 

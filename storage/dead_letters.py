@@ -16,6 +16,7 @@ from orderflow.operations.v1.dead_letter_service_pb2 import (
     ReplayPlan,
     ReplayPlanState,
 )
+from orderflow.orders.v1.order_pb2 import OrderStatus, PaymentStatus
 from storage.database import Database
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class AlreadyResolved(Exception):
 
 
 class DiscardRefused(Exception):
-    """The dead letter must not be discarded. `reason` is `OUTCOME_STORED` or `CHARGE_OPEN`."""
+    """The dead letter must not be discarded. `reason` is `OUTCOME_STORED`, `CHARGE_OPEN` or `REFUND_OPEN`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -242,6 +243,16 @@ async def _refuse_discard(connection: "Connection", which: DeadLetterId) -> None
         "select true from payments where order_id = $1 and state in ('intended', 'unknown')", row["order_id"]
     ):
         raise DiscardRefused("CHARGE_OPEN")
+    if row["group_name"] == "payment-processor" and await connection.fetchval(
+        "select true where exists (select from refunds where order_id = $1 and state = 'intended')"
+        # One that did not get as far as its intent: the order is cancelled, and what was captured is not given back.
+        " or exists (select from orders join payments using (order_id) where order_id = $1 and status = $2"
+        " and payment_status <> $3 and state = 'captured')",
+        row["order_id"],
+        OrderStatus.ORDER_STATUS_CANCELLED,
+        PaymentStatus.PAYMENT_STATUS_REFUNDED,
+    ):
+        raise DiscardRefused("REFUND_OPEN")
 
 
 def _condition(which: DeadLetterFilter, *, include_resolved: bool) -> tuple[str, list[Any]]:

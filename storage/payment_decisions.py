@@ -109,7 +109,8 @@ class PaymentDecisions:
     async def captured(self, delivery: Delivery, *, gateway_reference: str) -> list[OrderEvent]:
         """Books an approved charge: the order is PAID, its stock sold. Returns the events to emit.
 
-        If the order was cancelled or expired meanwhile the capture is booked and nothing is emitted.
+        If the order was cancelled meanwhile the capture is booked and nothing is emitted: who handles the cancellation
+        gives it back, or did not see it, and then it is booked as a refund that is due.
 
         Raises:
             DependencyDown: PostgreSQL is away.
@@ -124,7 +125,7 @@ class PaymentDecisions:
                 payment_status=PaymentStatus.PAYMENT_STATUS_CAPTURED,
                 now=now,
             )
-            await self._book_capture(connection, delivery.event.order.order_id, gateway_reference, now)
+            await book_capture(connection, delivery.event.order.order_id, gateway_reference, now)
             if order is None:
                 return []
             details = OrderPaidDetails(gateway_reference=gateway_reference, amount=order.total)
@@ -183,18 +184,18 @@ class PaymentDecisions:
                 self._now(),
             )
 
-    async def _book_capture(
-        self, connection: "Connection", order_id: str, gateway_reference: str, now: datetime.datetime
-    ) -> None:
-        await connection.execute(
-            "with booked as (update payments set state = 'captured', gateway_reference = $2, update_time = $3"
-            " where order_id = $1 returning amount_minor, currency_code)"
-            " insert into payment_entries (order_id, kind, amount_minor, currency_code, gateway_reference, entry_time)"
-            " select $1, 'capture', amount_minor, currency_code, $2, $3 from booked on conflict do nothing",
-            order_id,
-            gateway_reference,
-            now,
-        )
+
+async def book_capture(connection: "Connection", order_id: str, gateway_reference: str, now: datetime.datetime) -> None:
+    """Books an approved charge, once. Found closed, it is due to be given back: who closed it saw no charge."""
+    await connection.execute(
+        "with booked as (update payments set refund_due = refund_due or state = 'closed', state = 'captured',"
+        " gateway_reference = $2, update_time = $3 where order_id = $1 returning amount_minor, currency_code)"
+        " insert into payment_entries (order_id, kind, amount_minor, currency_code, gateway_reference, entry_time)"
+        " select $1, 'capture', amount_minor, currency_code, $2, $3 from booked on conflict do nothing",
+        order_id,
+        gateway_reference,
+        now,
+    )
 
 
 async def _nothing(_: "Connection") -> list[OrderEvent]:

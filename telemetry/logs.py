@@ -56,6 +56,8 @@ CATALOGUE: dict[str, str] = {
     "stock.changed": "An operator changed units or a price of a SKU.",
     "order.replayed": "A record came again; its stored outcome is emitted again.",
     "order.duplicate_skipped": "A copy of a record that was handled already; nothing is emitted.",
+    "sweep.asked": "A sweep asked for expiries and refunds that are due.",
+    "sweep.skipped": "A sweep could not look; the next one will.",
     "gateway.breaker": "The circuit breaker of the gateway changed its state.",
     "payment.unknown": "A charge's outcome is not known; the record becomes a dead letter and an operator must look.",
 }

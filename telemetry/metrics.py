@@ -51,7 +51,8 @@ BREAKER_STATE = Gauge("orderflow_breaker_state", "1 for the state that the break
 BREAKER_CALLS = Counter("orderflow_breaker_calls_total", "Calls by what the breaker saw.", ["breaker", "outcome"])
 
 ORDER_EVENTS = Counter("orderflow_order_events_total", "Events emitted, by type.", ["type"])
-PAYMENTS = Counter("orderflow_payments_total", "Charges by outcome.", ["outcome"])
+PAYMENTS = Counter("orderflow_payments_total", "Charges and refunds by outcome.", ["outcome"])
+SWEPT = Counter("orderflow_swept_orders_total", "Orders that a sweep asked something of.", ["what"])
 NOTIFICATIONS = Counter("orderflow_notifications_total", "Messages by channel and outcome.", ["channel", "outcome"])
 PROJECTION_LAG = Gauge("orderflow_projection_lag_seconds", "Age of the last event projected when it was projected.")
 KAFKA_REACHABLE = Gauge("orderflow_kafka_reachable", "1 while Kafka answers.")

@@ -98,9 +98,12 @@ def now() -> datetime.datetime:
 
 @asynccontextmanager
 async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
+    from messaging.publisher import Publisher
+    from storage.due_orders import DueOrders
     from storage.order_commands import OrderCommands
     from storage.order_decisions import OrderDecisions
     from workers import order_processor
+    from workers.sweep import Sweep, SweepingRuntime
 
     handle = functools.partial(
         order_processor.handle,
@@ -108,21 +111,43 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         order_commands=OrderCommands(parts.database, now=now),
         attempts=parts.attempts,
     )
-    yield parts.runtime(order_processor.SPEC, handle)
+    publisher = Publisher(parts.settings.kafka, client_id=f"{parts.client_id}-sweep")
+    sweep = Sweep(
+        due=DueOrders(parts.database),
+        publisher=publisher,
+        interval=parts.settings.worker.sweep_seconds,
+        now=now,
+        source=order_processor.SPEC.group,
+    )
+    publisher.start()
+    try:
+        yield SweepingRuntime(parts.runtime(order_processor.SPEC, handle), sweep)
+    finally:
+        await publisher.close()
 
 
 @asynccontextmanager
 async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     from storage.payment_decisions import PaymentDecisions
+    from storage.refund_decisions import RefundDecisions
     from workers import payment_processor
+    from workers.refunds import Refunds
 
-    settings = parts.settings.gateway
     gateway = _guarded(_gateway(parts.settings), parts.settings)
+    key_window = datetime.timedelta(hours=parts.settings.gateway.key_window_hours)
+    refunds = Refunds(
+        decisions=RefundDecisions(parts.database, now=now),
+        gateway=gateway,
+        key_window=key_window,
+        now=now,
+        attempts=parts.attempts,
+    )
     handle = functools.partial(
         payment_processor.handle,
         decisions=PaymentDecisions(parts.database, now=now),
+        refunds=refunds,
         gateway=gateway,
-        key_window=datetime.timedelta(hours=settings.key_window_hours),
+        key_window=key_window,
         now=now,
     )
     try:

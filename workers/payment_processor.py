@@ -1,4 +1,7 @@
-"""Charges processed orders: ORDER_PROCESSING to ORDER_PAID or PAYMENT_FAILED. Alone talks to the gateway."""
+"""Charges processed orders: ORDER_PROCESSING to ORDER_PAID or PAYMENT_FAILED. Alone talks to the gateway.
+
+Giving back is in workers.refunds.
+"""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -13,14 +16,21 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from storage.outcomes import Settled
 from storage.payment_decisions import ChargeIntent
 from telemetry import logs, metrics
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable, PaymentGateway
+from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable, KeyClosed, PaymentGateway
+from workers.refunds import Refunds
 
 log = logs.get()
 
 SPEC = WorkerSpec(
     group="payment-processor",
     reads=(topics.ORDERS,),
-    handles=frozenset({OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING}),
+    handles=frozenset(
+        {
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED,
+            OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+        }
+    ),
 )
 
 
@@ -52,42 +62,77 @@ async def handle(
     delivery: Delivery,
     *,
     decisions: PaymentDecisions,
+    refunds: Refunds,
     gateway: PaymentGateway,
     key_window: datetime.timedelta,
     now: Callable[[], datetime.datetime],
 ) -> Sequence[OrderEvent]:
-    """Handles an ORDER_PROCESSING. `key_window` is how long the gateway honours a key, from its first send.
+    """Handles an ORDER_PROCESSING, an ORDER_CANCELLED or an ORDER_REFUND_REQUESTED.
+
+    `key_window` is how long the gateway honours a key, from its first send.
 
     Raises:
         Permanent: `PAYMENT_UNKNOWN`, or the gateway refuses the call itself.
+        Transient: what `Refunds` says of it.
         DependencyDown: PostgreSQL or the gateway is away.
     """
+    match delivery.event.type:
+        case OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED:
+            return await refunds.settle_cancelled(delivery)
+        case OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
+            return await refunds.refund(delivery)
+        case _:
+            return await charge(delivery, decisions=decisions, gateway=gateway, key_window=key_window, now=now)
+
+
+async def charge(
+    delivery: Delivery,
+    *,
+    decisions: PaymentDecisions,
+    gateway: PaymentGateway,
+    key_window: datetime.timedelta,
+    now: Callable[[], datetime.datetime],
+) -> Sequence[OrderEvent]:
+    """Charges the order of an ORDER_PROCESSING, once. Arguments and errors are those of `handle`."""
     intent = await decisions.intend(delivery)
     if isinstance(intent, Settled):
         return intent.events
     fault_points.reached("W5")
     if not delivery.is_owned():
         raise Transient("PARTITION_LOST", "another process owns the partition by now")
-    if _is_past(intent, key_window, now()):
-        charge = await gateway.find(intent.idempotency_key)
-    elif intent.first_send_time is None:
-        charge = await _first_charge(intent, gateway, decisions)
-    else:
-        charge = await _repeated_charge(intent, gateway)
+    try:
+        if _is_past(intent, key_window, now()):
+            answer = await gateway.find(intent.idempotency_key)
+        elif intent.first_send_time is None:
+            answer = await _first_charge(intent, gateway, decisions)
+        else:
+            answer = await _repeated_charge(intent, gateway)
+    except KeyClosed:
+        if (cancelled := await _settled_meanwhile(delivery, decisions)) is not None:
+            return cancelled.events
+        raise
     fault_points.reached("W7")
-    if charge is None:
+    if answer is None:
+        if (cancelled := await _settled_meanwhile(delivery, decisions)) is not None:
+            return cancelled.events
         await decisions.unknown(delivery)
         metrics.PAYMENTS.labels("unknown").inc()
         log.error("payment.unknown")
         raise Permanent("PAYMENT_UNKNOWN", "the gateway answered, and that does not tell whether it charged")
-    if charge.approved:
+    if answer.approved:
         metrics.PAYMENTS.labels("captured").inc()
-        emitted = await decisions.captured(delivery, gateway_reference=charge.reference)
+        emitted = await decisions.captured(delivery, gateway_reference=answer.reference)
     else:
         metrics.PAYMENTS.labels("declined").inc()
-        emitted = await decisions.declined(delivery, reason=charge.decline_reason, gateway_reference=charge.reference)
+        emitted = await decisions.declined(delivery, reason=answer.decline_reason, gateway_reference=answer.reference)
     fault_points.reached("W8")
     return emitted
+
+
+async def _settled_meanwhile(delivery: Delivery, decisions: PaymentDecisions) -> Settled | None:
+    """Tells whether the order was cancelled since: then its ORDER_CANCELLED closes the key and settles the charge."""
+    intent = await decisions.intend(delivery)
+    return intent if isinstance(intent, Settled) else None
 
 
 def _is_past(intent: ChargeIntent, key_window: datetime.timedelta, now: datetime.datetime) -> bool:

@@ -40,6 +40,9 @@ class ScriptedGateway:
     async def refund(self, key: str, *, charge_reference: str, amount_minor: int) -> Refund:
         raise NotImplementedError
 
+    async def find_refund(self, key: str) -> Refund | None:
+        raise NotImplementedError
+
     async def close(self, key: str) -> Charge | None:
         return await self.find(key)
 

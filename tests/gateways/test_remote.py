@@ -135,6 +135,18 @@ async def test_a_refund_must_be_the_one_asked_for(serve: Serve) -> None:
             await gateway.refund(key, charge_reference=reference, amount_minor=amount)
 
 
+async def test_a_refund_is_looked_up(serve: Serve) -> None:
+    good = {"reference": "re_1", "key": "r-1", "charge_reference": "ch_1", "amount_minor": 100, "currency_code": "EUR"}
+    found = await (await serve(lambda: web.json_response({"refund": good}))).find_refund("r-1")
+    assert found is not None
+    assert (found.reference, found.amount_minor) == ("re_1", 100)
+    absent = await serve(lambda: web.Response(status=404, text=error("GATEWAY_REFUND_NOT_FOUND")))
+    assert await absent.find_refund("r-1") is None
+    for nothing in (lambda: web.Response(status=404), lambda: web.json_response({"refund": {**good, "key": "r-2"}})):
+        with pytest.raises(GatewayUnavailable):
+            await (await serve(nothing)).find_refund("r-1")
+
+
 async def test_proxies_of_the_environment_are_not_used(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")

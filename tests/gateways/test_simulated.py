@@ -150,6 +150,17 @@ async def test_refunds_go_up_to_the_charge_and_replay_under_their_key() -> None:
     assert [type(execution) for execution in executions] == [ChargeExecuted, RefundExecuted, RefundExecuted]
 
 
+async def test_a_refund_is_found_by_its_key_past_the_window_too_and_no_charge_is() -> None:
+    clock = Clock()
+    gateway = SimulatedGateway(key_ttl=60, clock=clock)
+    paid = await charge(gateway)
+    assert await gateway.find_refund("r-1") is None
+    refund = await gateway.refund("r-1", charge_reference=paid.reference, amount_minor=1000)
+    clock.now += 3600
+    assert await gateway.find_refund("r-1") == refund
+    assert await gateway.find_refund("k-1") is None
+
+
 async def test_a_decline_cannot_be_refunded() -> None:
     gateway = SimulatedGateway()
     declined = await charge(gateway, payment_method="pm_card_chargeDeclined")

@@ -86,7 +86,7 @@ class Bench:
     async def handle(self) -> list[OrderEvent]:
         """Handles the record. A replayed dead letter is handed over with the coordinates of its origin."""
         return list(
-            await payment_processor.handle(
+            await payment_processor.charge(
                 self.delivery,
                 decisions=PaymentDecisions(self.database, now=lambda: self.now),
                 gateway=self.gateway,

@@ -162,7 +162,7 @@ async def others_keep_their_time(
     spec = payment_processor.SPEC
     await engines.start_at_end(kafka, spec.group, *spec.reads)
     handle = functools.partial(
-        payment_processor.handle,
+        payment_processor.charge,
         decisions=PaymentDecisions(database, now=lambda: datetime.datetime.now(datetime.UTC)),
         gateway=GuardedGateway(gateway, fail_max=5, reset_timeout=1.0),
         key_window=datetime.timedelta(hours=23),

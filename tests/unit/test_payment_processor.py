@@ -66,6 +66,9 @@ class FaultyGateway:
     async def refund(self, key: str, *, charge_reference: str, amount_minor: int) -> Refund:
         raise NotImplementedError
 
+    async def find_refund(self, key: str) -> Refund | None:
+        raise NotImplementedError
+
     async def close(self, key: str) -> Charge | None:
         return await self._gateway.close(key)
 
@@ -142,7 +145,7 @@ class Bench:
         """Handles the order once; the gateway's next calls have these faults."""
         self.gateway.faults = list(faults)
         self.gateway.calls = []
-        return await payment_processor.handle(
+        return await payment_processor.charge(
             self.delivery,
             decisions=self.decisions,
             gateway=self.gateway,

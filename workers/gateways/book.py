@@ -159,6 +159,11 @@ class Book:
         self._execute(fresh)
         return _refund(fresh)
 
+    def find_refund(self, key: str) -> Refund | None:
+        """The refund under the key; past the window, too."""
+        executed = self._answers.get(key)
+        return _refund(executed) if isinstance(executed, RefundExecuted) else None
+
     def close(self, key: str) -> Charge | None:
         """Close the key for good. Only the first close is an execution."""
         _require(bool(key), "GATEWAY_INVALID_REQUEST", "a close has a key")

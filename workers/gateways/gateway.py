@@ -1,4 +1,4 @@
-"""The seam to the payment gateway: four calls by key, what they answer, and what each failure means.
+"""The seam to the payment gateway: five calls by key, what they answer, and what each failure means.
 
 A key stands for one intent to move money, for ever. Everything here is told apart by one question: can money have
 moved?
@@ -60,7 +60,7 @@ class ChargeUnknown(Transient):
     """It was sent, and nobody can tell whether it executed: a time-out, a reset after sending, a 5xx, no valid answer.
 
     Comes from `charge` and `refund` only. Repeating under the same key is safe inside the gateway's window of keys, but
-    may bring the same stored 5xx for ever: repeat once, then `find`. Never to be read as "not charged".
+    may bring the same stored 5xx for ever: repeat once, then look up. Never to be read as "not charged".
     """
 
     def __init__(self, message: str) -> None:
@@ -68,7 +68,7 @@ class ChargeUnknown(Transient):
 
 
 class GatewayUnavailable(DependencyDown):
-    """No money can have moved by this call: nothing was sent, or it was a `find` or `close` that got no answer.
+    """No money can have moved by this call: nothing was sent, or it was a look-up or a `close` that got no answer.
 
     A failed `close` may have closed the key all the same; repeating it is harmless.
     """
@@ -128,6 +128,17 @@ class PaymentGateway(Protocol):
             ChargeUnknown: it was sent, and may or may not have executed.
             GatewayUnavailable: nothing was sent.
             GatewayRefused: refused, nothing executed: no such charge, or more than is left of it.
+        """
+        ...
+
+    async def find_refund(self, key: str) -> Refund | None:
+        """The refund that executed under this key, also past the window of keys.
+
+        Returns:
+            None when the gateway answered that none has executed so far.
+
+        Raises:
+            GatewayUnavailable: the gateway did not answer.
         """
         ...
 

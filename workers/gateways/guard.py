@@ -114,6 +114,10 @@ class GuardedGateway:
             lambda: self._gateway.refund(key, charge_reference=charge_reference, amount_minor=amount_minor)
         )
 
+    async def find_refund(self, key: str) -> Refund | None:
+        """See PaymentGateway."""
+        return await self._guard(lambda: self._gateway.find_refund(key))
+
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway."""
         return await self._guard(lambda: self._gateway.close(key))

@@ -22,7 +22,8 @@ from workers.gateways.gateway import (
 from workers.gateways.pools import PooledTransport
 
 _NOT_FOUND = "GATEWAY_CHARGE_NOT_FOUND"
-_REFUSALS = {_NOT_FOUND, "GATEWAY_INVALID_REQUEST", "GATEWAY_KEY_REUSED", "GATEWAY_REFUND_TOO_LARGE"}
+_REFUND_NOT_FOUND = "GATEWAY_REFUND_NOT_FOUND"
+_REFUSALS = {_NOT_FOUND, _REFUND_NOT_FOUND, "GATEWAY_INVALID_REQUEST", "GATEWAY_KEY_REUSED", "GATEWAY_REFUND_TOO_LARGE"}
 # Our credentials or our rate are at fault, not the order; the request was turned away at the door.
 _TURNED_AWAY = {401, 403, 429}
 _ANSWER_LIMIT = 64 * 1024
@@ -104,6 +105,17 @@ class HttpGateway:
         if (refund.charge_reference, refund.amount_minor) != (charge_reference, amount_minor):
             raise ChargeUnknown("the answer is about another refund")
         return refund
+
+    async def find_refund(self, key: str) -> Refund | None:
+        """See PaymentGateway."""
+        try:
+            return _read_refund(await self._exchange("GET", f"/refunds/{quote(key, safe='')}", key), key)
+        except ChargeUnknown as unknown:
+            raise GatewayUnavailable(f"the look-up got no answer: {unknown.message}") from unknown
+        except GatewayRefused as refused:
+            if refused.error_class == _REFUND_NOT_FOUND:
+                return None
+            raise
 
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway."""

@@ -70,6 +70,11 @@ class SimulatedGateway:
         self._answer()
         return refund
 
+    async def find_refund(self, key: str) -> Refund | None:
+        """See PaymentGateway."""
+        await self._reach()
+        return self._book.find_refund(key)
+
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway."""
         await self._reach()

@@ -1,0 +1,147 @@
+"""The sweep: it asks for what is due, once in a slot, and outlives what is away."""
+
+import asyncio
+import datetime
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from domain import commands
+from domain.failures import DependencyDown
+from messaging import envelope, topics
+from messaging.envelope import OutgoingRecord
+from messaging.publisher import NotHandedOver, OutcomeUnknown
+from orderflow.events.v1.order_event_pb2 import OrderEvent
+from orderflow.events.v1.order_event_pb2 import OrderEventType as E
+from tests import engines
+from tests.builders import NOW, an_id
+from workers.sweep import Sweep, SweepingRuntime
+
+
+class Due:
+    def __init__(self) -> None:
+        self.orders: list[str] = []
+        self.to_refund: list[str] = []
+        self.is_away = False
+        self.asked = 0
+
+    async def unpaid(self, now: datetime.datetime) -> list[str]:
+        self.asked += 1
+        if self.is_away:
+            raise DependencyDown("postgres", "told to")
+        return self.orders
+
+    async def refunds(self) -> list[str]:
+        return self.to_refund
+
+
+class Topics:
+    def __init__(self) -> None:
+        self.records: list[OutgoingRecord] = []
+        self.failure: NotHandedOver | OutcomeUnknown | None = None
+
+    async def publish_all(
+        self, records: Sequence[OutgoingRecord], *, timeout: float
+    ) -> list[NotHandedOver | OutcomeUnknown | None]:
+        self.records += records
+        return [self.failure] * len(records)
+
+    @property
+    def events(self) -> list[OrderEvent]:
+        return [envelope.decode(topics.ORDERS.name, each.key, each.value) for each in self.records]
+
+
+class Bench:
+    def __init__(self, *, interval: float = 30.0) -> None:
+        self.due, self.topics, self.now = Due(), Topics(), NOW
+        self.sweeps = [
+            Sweep(
+                due=self.due, publisher=self.topics, interval=interval, now=lambda: self.now, source="order-processor"
+            )
+            for _ in range(2)
+        ]
+
+
+async def test_it_asks_for_expiries_and_refunds_as_the_system() -> None:
+    bench = Bench()
+    bench.due.orders, bench.due.to_refund = [an_id(), an_id()], [an_id()]
+    assert await bench.sweeps[0].sweep() == 3
+    assert [(each.type, each.order.order_id) for each in bench.topics.events] == [
+        *((E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, each) for each in bench.due.orders),
+        (E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED, bench.due.to_refund[0]),
+    ]
+    for event in bench.topics.events:
+        assert commands.is_systems(event)
+        assert commands.violations_of_command(event) == []
+        assert event.revision == 0
+
+
+async def test_processes_ask_once_in_a_slot_and_again_in_the_next() -> None:
+    bench = Bench()
+    bench.due.orders = [an_id()]
+    for sweep in bench.sweeps:
+        await sweep.sweep()
+    bench.now += datetime.timedelta(seconds=29)
+    await bench.sweeps[0].sweep()
+    assert len({event.event_id for event in bench.topics.events}) == 1
+    bench.now += datetime.timedelta(seconds=1)
+    await bench.sweeps[0].sweep()
+    assert len({event.event_id for event in bench.topics.events}) == 2
+
+
+async def test_what_kafka_did_not_take_is_not_counted() -> None:
+    bench = Bench()
+    bench.due.orders = [an_id()]
+    bench.topics.failure = NotHandedOver("told to")
+    assert await bench.sweeps[0].sweep() == 0
+
+
+async def test_it_outlives_a_database_that_is_away() -> None:
+    bench = Bench(interval=0.01)
+    bench.now = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
+    bench.due.is_away = True
+    running = asyncio.create_task(bench.sweeps[0].run())
+    await engines.eventually(lambda: bench.due.asked >= 3, "looks while PostgreSQL is away")
+    bench.due.is_away, bench.due.orders = False, [an_id()]
+    await engines.eventually(lambda: bench.topics.records, "a command")
+    running.cancel()
+    await asyncio.wait([running])
+
+
+class Worker:
+    registers = (topics.ORDERS,)
+    is_ready = True
+
+    def __init__(self) -> None:
+        self.drained = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self.drained = True
+
+
+class Broken(Sweep):
+    def __init__(self) -> None:
+        pass
+
+    async def run(self) -> None:
+        raise ZeroDivisionError
+
+
+async def test_a_sweep_that_ends_ends_the_worker_and_that_is_told() -> None:
+    worker, stop = Worker(), asyncio.Event()
+    with pytest.raises(ZeroDivisionError):
+        await SweepingRuntime(cast(Any, worker), Broken()).run(stop)
+    assert worker.drained
+
+
+async def test_a_stop_ends_both() -> None:
+    bench, worker, stop = Bench(), Worker(), asyncio.Event()
+    runtime = SweepingRuntime(cast(Any, worker), bench.sweeps[0])
+    assert (runtime.registers, runtime.is_ready) == ((topics.ORDERS,), True)
+    running = asyncio.create_task(runtime.run(stop))
+    await asyncio.sleep(0)
+    stop.set()
+    await running
+    assert worker.drained

@@ -1,0 +1,161 @@
+"""Asks for what no call asks for: expiry of orders that were not paid in time, and refunds that are due.
+
+A timer in every order processor. It decides nothing: its commands go the way of all others.
+"""
+
+import asyncio
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from domain import events
+from domain.failures import DependencyDown
+from domain.identifiers import swept_event_id
+from messaging import envelope
+from messaging.envelope import OutgoingRecord
+from messaging.publisher import NotHandedOver, OutcomeUnknown
+from messaging.runtime import WorkerRuntime
+from messaging.topics import Topic
+from orderflow.events.v1.order_event_pb2 import (
+    CommandTerms,
+    OrderEvent,
+    OrderExpiryRequestedDetails,
+    OrderRefundRequestedDetails,
+)
+from orderflow.events.v1.order_event_pb2 import OrderEventType as E
+from telemetry import logs, metrics
+
+log = logs.get()
+
+_PUBLISH_SECONDS = 10.0
+
+
+class DueOrders(Protocol):
+    """What there is to ask for. Every method raises DependencyDown."""
+
+    async def unpaid(self, now: datetime.datetime) -> list[str]:
+        """Returns the orders that were not paid in time."""
+        ...
+
+    async def refunds(self) -> list[str]:
+        """Returns the orders of which money is to be given back."""
+        ...
+
+
+class Publisher(Protocol):
+    """Where commands go."""
+
+    async def publish_all(
+        self, records: Sequence[OutgoingRecord], *, timeout: float
+    ) -> list[NotHandedOver | OutcomeUnknown | None]:
+        """Publishes records and tells of each what became of it."""
+        ...
+
+
+class Sweep:
+    """Looks once in each slot of `interval` seconds.
+
+    Slots are the same in all processes, and so are a slot's event ids: many processes ask once, and a refused ask does
+    not silence the one of the next slot.
+    """
+
+    def __init__(
+        self,
+        *,
+        due: DueOrders,
+        publisher: Publisher,
+        interval: float,
+        now: Callable[[], datetime.datetime],
+        source: str,
+    ) -> None:
+        """Collaborators are given; nothing is connected here. `source` is the worker whose timer this is."""
+        self._due = due
+        self._publisher = publisher
+        self._interval = interval
+        self._now = now
+        self._source = source
+
+    async def run(self) -> None:
+        """Sweeps until cancelled. What fails comes again with the next slot."""
+        while True:
+            await asyncio.sleep(self._interval - self._now().timestamp() % self._interval)
+            try:
+                await self.sweep()
+            except DependencyDown as down:
+                log.warning("sweep.skipped", error=str(down))
+
+    async def sweep(self) -> int:
+        """Asks for what is due now. Returns for how many orders Kafka has acknowledged it.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+        now = self._now()
+        unpaid, refunds = await self._due.unpaid(now), await self._due.refunds()
+        commands = [self._expiry(order_id, now) for order_id in unpaid]
+        commands += [self._refund(order_id, now) for order_id in refunds]
+        if not commands:
+            return 0
+        failures = await self._publisher.publish_all(
+            [envelope.encode(command) for command in commands], timeout=_PUBLISH_SECONDS
+        )
+        asked = failures.count(None)
+        metrics.SWEPT.labels("expiry").inc(failures[: len(unpaid)].count(None))
+        metrics.SWEPT.labels("refund").inc(failures[len(unpaid) :].count(None))
+        log.info("sweep.asked", expiries=len(unpaid), refunds=len(refunds), acknowledged=asked)
+        return asked
+
+    def _expiry(self, order_id: str, now: datetime.datetime) -> OrderEvent:
+        command = self._command(E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, order_id, now)
+        command.order_expiry_requested.CopyFrom(OrderExpiryRequestedDetails())
+        return command
+
+    def _refund(self, order_id: str, now: datetime.datetime) -> OrderEvent:
+        command = self._command(E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED, order_id, now)
+        command.order_refund_requested.CopyFrom(OrderRefundRequestedDetails(reason="LATE_APPROVAL"))
+        return command
+
+    def _command(self, command_type: E, order_id: str, now: datetime.datetime) -> OrderEvent:
+        return events.command(
+            command_type,
+            order_id,
+            event_id=swept_event_id(command_type, order_id, int(now.timestamp() // self._interval)),
+            caller="",
+            terms=CommandTerms(),
+            correlation_id=order_id,
+            source=self._source,
+            now=now,
+        )
+
+
+class SweepingRuntime:
+    """A worker with a sweep beside it. One that ends by an error ends both."""
+
+    def __init__(self, runtime: WorkerRuntime, sweep: Sweep) -> None:
+        """Runs nothing yet."""
+        self._runtime = runtime
+        self._sweep = sweep
+
+    @property
+    def registers(self) -> tuple[Topic, ...]:
+        """The topics that the worker's group commits offsets of."""
+        return self._runtime.registers
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker can make progress."""
+        return self._runtime.is_ready
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then drains."""
+        working = asyncio.create_task(self._runtime.run(stop))
+        sweeping = asyncio.create_task(self._sweep.run())
+        try:
+            await asyncio.wait([working, sweeping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.set()
+            failed = sweeping.exception() if sweeping.done() and not sweeping.cancelled() else None
+            sweeping.cancel()
+            await working
+            if failed is not None:
+                raise failed
