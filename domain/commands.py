@@ -1,5 +1,6 @@
 """Commands: what somebody asks of an order, what is a valid one, and when it is refused."""
 
+import datetime
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -15,7 +16,7 @@ from orderflow.events.v1.order_event_pb2 import (
     OrderShipRequestedDetails,
 )
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
-from orderflow.orders.v1.order_pb2 import Order, OrderStatus
+from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
 
 LEADS_TO: Final = {
     E.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED: E.ORDER_EVENT_TYPE_ORDER_CANCELLED,
@@ -37,6 +38,8 @@ _DETAILS: Final = {
     E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED: "order_expiry_requested",
     E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED: "order_refund_requested",
 }
+_CALLED_OFF: Final = (OrderStatus.ORDER_STATUS_CANCELLED, OrderStatus.ORDER_STATUS_EXPIRED)
+_CHARGE_OPEN: Final = (PaymentStatus.PAYMENT_STATUS_PENDING, PaymentStatus.PAYMENT_STATUS_UNKNOWN)
 _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _MOST_ETAG: Final = 64
 
@@ -78,6 +81,33 @@ def check(event: OrderEvent, order: Order, *, owner: str) -> Applied | AlreadyAp
     if _is_refund_of_cancelled(event, order) and not is_systems(event):
         raise _illegal(order)  # what was captured is refunded without being asked for
     return applied
+
+
+def carry_out(event: OrderEvent, order: Order, *, now: datetime.datetime) -> None:
+    """Changes the order as a command of the order processor asks for, which `check` has let through."""
+    match event.type:
+        case E.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED:
+            order.failure_reason = event.order_cancel_requested.reason
+        case E.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED:
+            asked = event.order_ship_requested
+            order.shipment.carrier, order.shipment.tracking_code = asked.carrier, asked.tracking_code
+            order.shipment.ship_time.FromDatetime(now)
+    order.status = lifecycle.TRANSITIONS[order.status, LEADS_TO[event.type]]
+    if order.status in _CALLED_OFF and order.payment_status in _CHARGE_OPEN:
+        order.payment_status = PaymentStatus.PAYMENT_STATUS_NONE
+
+
+def add_refund(order: Order, amount_minor: int) -> bool:
+    """Adds a refund to what was given back of the order's total. Returns whether nothing is left of it."""
+    order.refunded.currency_code = order.total.currency_code
+    order.refunded.amount_minor += amount_minor
+    whole = order.refunded.amount_minor >= order.total.amount_minor
+    if whole:
+        order.payment_status = PaymentStatus.PAYMENT_STATUS_REFUNDED
+        order.status = lifecycle.TRANSITIONS[order.status, E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED]
+    else:
+        order.payment_status = PaymentStatus.PAYMENT_STATUS_PARTIALLY_REFUNDED
+    return whole
 
 
 def is_systems(event: OrderEvent) -> bool:

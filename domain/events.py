@@ -2,6 +2,7 @@
 
 import datetime
 
+from domain.commands import LEADS_TO
 from domain.identifiers import caused_event_id, created_event_id
 from domain.orders import is_lifecycle
 from domain.records import Delivery
@@ -85,28 +86,15 @@ def command(
     return event
 
 
-def order_shipped(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
-    """Returns the ORDER_SHIPPED that follows from an ORDER_SHIP_REQUESTED."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_SHIPPED, order, owner=owner)
-    event.order_shipped.CopyFrom(OrderShippedDetails(shipment=order.shipment))
+def carried_out(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
+    """Returns the event that a command of the order processor led to. `owner` placed the order, whoever asked."""
+    event = _following(cause, LEADS_TO[cause.event.type], order, owner=owner)
+    match event.type:
+        case OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED:
+            event.order_cancelled.CopyFrom(OrderCancelledDetails(reason=order.failure_reason))
+        case OrderEventType.ORDER_EVENT_TYPE_ORDER_SHIPPED:
+            event.order_shipped.CopyFrom(OrderShippedDetails(shipment=order.shipment))
     return event
-
-
-def order_completed(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
-    """Returns the ORDER_COMPLETED that follows from an ORDER_COMPLETE_REQUESTED."""
-    return _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_COMPLETED, order, owner=owner)
-
-
-def order_cancelled(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
-    """Returns the ORDER_CANCELLED that follows from an ORDER_CANCEL_REQUESTED."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED, order, owner=owner)
-    event.order_cancelled.CopyFrom(OrderCancelledDetails(reason=order.failure_reason))
-    return event
-
-
-def order_expired(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
-    """Returns the ORDER_EXPIRED that follows from an ORDER_EXPIRY_REQUESTED."""
-    return _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_EXPIRED, order, owner=owner)
 
 
 def payment_refunded(cause: Delivery, order: Order, details: PaymentRefundedDetails, *, owner: str) -> OrderEvent:

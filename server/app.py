@@ -20,6 +20,7 @@ from server.bearer_tokens import BearerTokens
 from server.channel_options import channel_options
 from server.dead_letter_service import DeadLetterService
 from server.interceptors import CallInterceptor
+from server.order_commands import OrderCommands
 from server.order_intake import OrderIntake
 from server.order_queries import OrderQueries
 from server.order_service import OrderService
@@ -27,6 +28,7 @@ from server.order_watches import OrderWatches
 from server.stock_service import StockService
 from server.token_keys import TokenKeys
 from settings import Settings
+from storage.command_answers import CommandAnswers
 from storage.database import Database
 from storage.dead_letters import DeadLetters
 from storage.known_requests import KnownRequests
@@ -64,8 +66,15 @@ def build(
         settings=settings.server,
         now=lambda: datetime.datetime.now(datetime.UTC),
     )
+    order_commands = OrderCommands(
+        publisher=publisher,
+        is_kafka_reachable=is_kafka_reachable,
+        answers=CommandAnswers(database),
+        settings=settings.server,
+        now=lambda: datetime.datetime.now(datetime.UTC),
+    )
     queries = OrderQueries(views=OrderViews(database), history=OrderHistory(database), settings=settings.server)
-    service = OrderService(intake=intake, queries=queries, watches=watches)
+    service = OrderService(intake=intake, order_commands=order_commands, queries=queries, watches=watches)
     entrance = CallerInterceptor(_authentication(settings, keys), reflects=listener.is_loopback(settings.server.listen))
     server = grpc.aio.server(
         interceptors=(CallInterceptor(), entrance, Admission(settings.server)),

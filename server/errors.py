@@ -12,7 +12,9 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from domain.commands import CommandRefused
 from domain.validation import Violation
+from orderflow.orders.v1.order_pb2 import OrderStatus
 
 DOMAIN: Final = "orderflow"
 _MOST_VIOLATIONS: Final = 20  # trailing metadata over 8 KiB fails at random
@@ -29,6 +31,8 @@ class CallError(Exception):
     violations: Sequence[Violation] = ()
     retry_seconds: float | None = None
     required_scope: str = ""
+    order_status: str = ""
+    """Where an order stands that refused a command, as the API spells it."""
     details: Sequence[Message] = ()
     """What fits beside the ErrorInfo, such as a QuotaFailure."""
 
@@ -43,6 +47,8 @@ class CallError(Exception):
             info.metadata["outcome"] = self.outcome
         if self.required_scope:
             info.metadata["required_scope"] = self.required_scope
+        if self.order_status:
+            info.metadata["order_status"] = self.order_status
         details: list[Message] = [info, *self.details]
         if self.violations:
             details.append(
@@ -138,19 +144,71 @@ def outcome_unknown() -> CallError:
     )
 
 
+def command_outcome_unknown() -> CallError:
+    """Returns DEADLINE_EXCEEDED: the command was handed over, and what it comes to is not known in time."""
+    return CallError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "OUTCOME_UNKNOWN",
+        "it was not decided in time; repeat the call with the same request_id to learn what became of it",
+        outcome="UNKNOWN",
+    )
+
+
 def request_id_reused() -> CallError:
     """Returns FAILED_PRECONDITION: another payload was sent under the request_id before."""
-    return CallError(
-        grpc.StatusCode.FAILED_PRECONDITION,
+    return _failed_precondition(
         "REQUEST_ID_REUSED",
         "this request_id was used for another order; use a new one for a new order",
+        ("REQUEST_ID", "request_id", "belongs to an order with other content"),
+    )
+
+
+def command_request_id_reused() -> CallError:
+    """Returns FAILED_PRECONDITION: the same was asked of the order under the request_id before, in other words."""
+    return _failed_precondition(
+        "REQUEST_ID_REUSED",
+        "this request_id was used before with other content; use a new one",
+        ("REQUEST_ID", "request_id", "belongs to a call with other content"),
+    )
+
+
+def command_refused(refusal: CommandRefused) -> CallError:
+    """Returns what a caller is told whose command was refused: the order is as it was."""
+    if refusal.reason == "ORDER_NOT_FOUND":
+        return order_not_found(outcome="NOT_ACCEPTED")
+    status = OrderStatus.Name(refusal.status).removeprefix("ORDER_STATUS_") if refusal.status else ""
+    if refusal.reason == "ETAG_MISMATCH":
+        return CallError(
+            grpc.StatusCode.ABORTED,
+            "ETAG_MISMATCH",
+            "the order has changed since the etag was read; read it again and decide anew",
+            outcome="NOT_ACCEPTED",
+            order_status=status,
+        )
+    text = _REFUSALS.get(refusal.reason, "the order does not allow it")
+    error = _failed_precondition(refusal.reason, text, ("ORDER", "order", text))
+    return dataclasses.replace(error, order_status=status)
+
+
+_REFUSALS: Final = {
+    "ILLEGAL_TRANSITION": "the order's status does not allow it",
+    "REFUND_TOO_LARGE": "not so much is left of what was charged",
+    "CURRENCY_MISMATCH": "the order is in another currency",
+    "REFUND_REFUSED": "the payment gateway refuses the refund",
+}
+
+
+def _failed_precondition(reason: str, message: str, violation: tuple[str, str, str]) -> CallError:
+    kind, subject, description = violation
+    return CallError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        reason,
+        message,
         outcome="NOT_ACCEPTED",
         details=(
             error_details_pb2.PreconditionFailure(
                 violations=[
-                    error_details_pb2.PreconditionFailure.Violation(
-                        type="REQUEST_ID", subject="request_id", description="belongs to an order with other content"
-                    )
+                    error_details_pb2.PreconditionFailure.Violation(type=kind, subject=subject, description=description)
                 ]
             ),
         ),
@@ -217,9 +275,9 @@ def _exhausted(reason: str, message: str, *, limit: str, outcome: str, retry_sec
     )
 
 
-def order_not_found() -> CallError:
+def order_not_found(*, outcome: str = "") -> CallError:
     """Returns NOT_FOUND."""
-    return CallError(grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND", "there is no such order")
+    return CallError(grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND", "there is no such order", outcome=outcome)
 
 
 def not_there_yet() -> CallError:

@@ -45,6 +45,13 @@ def _event(event: OrderEvent) -> OrderHistoryEntry:
         case "payment_refunded":
             refund = event.payment_refunded
             shown.payment.CopyFrom(PaymentEntry(gateway_reference=refund.gateway_reference, amount=refund.amount))
+            shown.reason = refund.reason
+        case "order_cancelled":
+            shown.reason = event.order_cancelled.reason
+        case "order_cancel_requested":
+            shown.reason = event.order_cancel_requested.reason
+        case "order_refund_requested":
+            shown.reason = event.order_refund_requested.reason
         case "notification_sent":
             sent = event.notification_sent
             shown.notification.CopyFrom(

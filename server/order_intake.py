@@ -158,7 +158,7 @@ class OrderIntake:
                 raise
             raise errors.outcome_unknown() from None
         for intake, failure in zip(intakes, failures, strict=True):
-            intake.result = intake.response if failure is None else _error_of(failure)
+            intake.result = intake.response if failure is None else error_of(failure)
         if accepted := failures.count(None):
             fault_points.reached("W1")
             metrics.ORDER_EVENTS.labels(envelope.type_header(records[0])).inc(accepted)
@@ -211,7 +211,8 @@ def _check(intake: _Intake) -> None:
         intake.fingerprint = request_fingerprint(intake.request)
 
 
-def _error_of(failure: NotHandedOver | OutcomeUnknown) -> CallError:
+def error_of(failure: NotHandedOver | OutcomeUnknown) -> CallError:
+    """Returns what a caller is told whose record Kafka has not acknowledged."""
     if isinstance(failure, OutcomeUnknown):
         return errors.outcome_unknown()
     if isinstance(failure, TooManyWaiting):

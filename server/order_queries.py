@@ -147,10 +147,11 @@ class OrderQueries:
             pause = min(pause * 2, _SLOWEST_LOOK_SECONDS)
 
 
-def check_order_id(order_id: str, field: str = "order_id") -> None:
+def check_order_id(order_id: str, field: str = "order_id", *, outcome: str = "") -> None:
     """Raises CallError unless it is an order's id as we write it."""
     if not is_canonical_uuid(order_id):
-        raise errors.invalid([Violation(field, "must be the lower-case UUID that CreateOrder returned")])
+        violation = Violation(field, "must be the lower-case UUID that CreateOrder returned")
+        raise errors.invalid([violation], outcome=outcome)
 
 
 def least_revision(order_id: str, token: str, field: str) -> int:

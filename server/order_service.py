@@ -9,6 +9,10 @@ from orderflow.orders.v1.order_service_pb2 import (
     BatchCreateOrdersResponse,
     BatchGetOrdersRequest,
     BatchGetOrdersResponse,
+    CancelOrderRequest,
+    CancelOrderResponse,
+    CompleteOrderRequest,
+    CompleteOrderResponse,
     CreateOrderRequest,
     CreateOrderResponse,
     GetOrderRequest,
@@ -17,9 +21,14 @@ from orderflow.orders.v1.order_service_pb2 import (
     ListOrderEventsResponse,
     ListOrdersRequest,
     ListOrdersResponse,
+    RefundOrderRequest,
+    RefundOrderResponse,
+    ShipOrderRequest,
+    ShipOrderResponse,
     WatchOrderRequest,
     WatchOrderResponse,
 )
+from server.order_commands import OrderCommands
 from server.order_intake import OrderIntake
 from server.order_queries import OrderQueries
 from server.order_watches import OrderWatches
@@ -31,9 +40,12 @@ if TYPE_CHECKING:
 class OrderService(order_service_pb2_grpc.OrderServiceServicer):
     """Implements orderflow.orders.v1.OrderService. Methods raise CallError; an interceptor turns it into a status."""
 
-    def __init__(self, *, intake: OrderIntake, queries: OrderQueries, watches: OrderWatches) -> None:
+    def __init__(
+        self, *, intake: OrderIntake, order_commands: OrderCommands, queries: OrderQueries, watches: OrderWatches
+    ) -> None:
         """The parts are given."""
         self._intake = intake
+        self._commands = order_commands
         self._queries = queries
         self._watches = watches
 
@@ -69,3 +81,19 @@ class OrderService(order_service_pb2_grpc.OrderServiceServicer):
         """Follows an order until it is settled."""
         async for response in self._watches.watch(request, context):
             yield response
+
+    async def CancelOrder(self, request: CancelOrderRequest, context: "Context") -> CancelOrderResponse:  # noqa: N802
+        """Calls an order off that is not shipped."""
+        return await self._commands.cancel(request, context)
+
+    async def ShipOrder(self, request: ShipOrderRequest, context: "Context") -> ShipOrderResponse:  # noqa: N802
+        """Records that a paid order was handed to the carrier."""
+        return await self._commands.ship(request, context)
+
+    async def CompleteOrder(self, request: CompleteOrderRequest, context: "Context") -> CompleteOrderResponse:  # noqa: N802
+        """Records that a shipped order was delivered."""
+        return await self._commands.complete(request, context)
+
+    async def RefundOrder(self, request: RefundOrderRequest, context: "Context") -> RefundOrderResponse:  # noqa: N802
+        """Pays back a part of what was charged, or all that is left of it."""
+        return await self._commands.refund(request, context)

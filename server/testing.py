@@ -14,7 +14,8 @@ from typing import Final, NoReturn, Self
 
 import grpc.aio
 
-from domain import events, lifecycle
+from domain import commands, events, lifecycle
+from domain.commands import CommandRefused
 from domain.orders import etag_of
 from domain.records import Coordinates, Delivery
 from messaging import envelope
@@ -26,17 +27,20 @@ from orderflow.events.v1.order_event_pb2 import (
     OrderPaidDetails,
     OrderRejectedDetails,
     PaymentFailedDetails,
+    PaymentRefundedDetails,
 )
 from orderflow.orders.v1 import order_service_pb2_grpc
-from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
 from server.admission import Admission
 from server.channel_options import channel_options
 from server.interceptors import CallInterceptor
+from server.order_commands import OrderCommands
 from server.order_intake import OrderIntake
 from server.order_queries import OrderQueries
 from server.order_service import OrderService
 from server.order_watches import OrderWatches
 from settings import ServerSettings
+from storage.command_answers import CommandAnswer, CommandAnswers
 from storage.known_requests import KnownRequest, KnownRequests
 from storage.order_history import HistoryPosition, HistoryRow, OrderHistory
 from storage.order_notices import OrderNotices
@@ -70,6 +74,13 @@ class OrdersTestServer:
                 publisher=_MemoryPublisher(self._store),
                 is_kafka_reachable=lambda: self.is_available,
                 known_requests=_MemoryRequests(self._store),
+                settings=self._settings,
+                now=_now,
+            ),
+            order_commands=OrderCommands(
+                publisher=_MemoryPublisher(self._store),
+                is_kafka_reachable=lambda: self.is_available,
+                answers=_MemoryAnswers(self._store),
                 settings=self._settings,
                 now=_now,
             ),
@@ -150,9 +161,7 @@ class OrdersTestServer:
         if isinstance(applied, lifecycle.AlreadyApplied):
             raise lifecycle.IllegalTransitionError(order.status, event)
         order.status, order.payment_status, order.failure_reason = applied.status, payment_status, failure_reason
-        order.revision += 1
-        order.etag = etag_of(order_id, order.revision)
-        order.update_time.FromDatetime(_now())
+        _step(order)
         return Delivery(cause, _GROUP, _NOWHERE), order
 
 
@@ -161,6 +170,7 @@ class _Store:
 
     def __init__(self) -> None:
         self.histories: dict[str, list[OrderEvent]] = {}
+        self.answers: dict[str, CommandAnswer] = {}
         self.changed: Callable[[Iterable[str]], None] = lambda _: None
 
     def add(self, event: OrderEvent) -> Order:
@@ -171,9 +181,80 @@ class _Store:
             self.changed([event.order.order_id])
         return event.order
 
+    def decide(self, command: OrderEvent) -> None:
+        """Does at once what the workers would do, once."""
+        if command.event_id not in self.answers:
+            try:
+                result: Order | CommandRefused = self._carried_out(command)
+            except CommandRefused as refusal:
+                result = refusal
+            self.answers[command.event_id] = CommandAnswer(command.command.request_fingerprint, result)
+
+    def _carried_out(self, command: OrderEvent) -> Order:
+        order_id = command.order.order_id
+        order, owner = Order(), self.caller(order_id)
+        last = self.histories[order_id][-1]
+        order.CopyFrom(last.order)
+        if order.status == OrderStatus.ORDER_STATUS_CREATED:  # a command finds its order processed
+            order.status = OrderStatus.ORDER_STATUS_PROCESSING
+            order.payment_status = PaymentStatus.PAYMENT_STATUS_PENDING
+            _step(order)
+            self.add(events.order_processing(Delivery(last, _GROUP, _NOWHERE), order))
+        if isinstance(commands.check(command, order, owner=owner), lifecycle.AlreadyApplied):
+            return order
+        cause = Delivery(command, _GROUP, _NOWHERE)
+        details = None
+        if command.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
+            details = _refund(command, order)
+        else:
+            commands.carry_out(command, order, now=_now())
+        _step(order)
+        if details is not None:
+            return self.add(events.payment_refunded(cause, order, details, owner=owner))
+        return self.add(events.carried_out(cause, order, owner=owner))
+
     def caller(self, order_id: str) -> str:
         """Returns who placed the order."""
         return self.histories[order_id][0].order_created.caller
+
+
+def _step(order: Order) -> None:
+    """Moves the order on by a revision."""
+    order.revision += 1
+    order.etag = etag_of(order.order_id, order.revision)
+    order.update_time.FromDatetime(_now())
+
+
+def _refund(command: OrderEvent, order: Order) -> PaymentRefundedDetails:
+    """Adds a refund to the order.
+
+    Raises:
+        CommandRefused: not so much is left.
+    """
+    asked = command.order_refund_requested
+    remaining = order.total.amount_minor - order.refunded.amount_minor
+    amount = asked.amount.amount_minor if asked.HasField("amount") else remaining
+    if asked.HasField("amount") and asked.amount.currency_code != order.total.currency_code:
+        raise CommandRefused("CURRENCY_MISMATCH", order.status)
+    if not 0 < amount <= remaining:
+        raise CommandRefused("REFUND_TOO_LARGE", order.status)
+    return PaymentRefundedDetails(
+        gateway_reference=f"test-{command.event_id}",
+        amount=Money(currency_code=order.total.currency_code, amount_minor=amount),
+        whole=commands.add_refund(order, amount),
+        reason=asked.reason,
+    )
+
+
+class _MemoryAnswers(CommandAnswers):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    async def owner(self, order_id: str) -> str | None:
+        return self._store.caller(order_id) if order_id in self._store.histories else None
+
+    async def find(self, asked: Collection[tuple[str, str]]) -> dict[tuple[str, str], CommandAnswer]:
+        return {each: self._store.answers[each[0]] for each in asked if each[0] in self._store.answers}
 
 
 class _MemoryRequests(KnownRequests):
@@ -243,7 +324,7 @@ class _MemoryNotices(OrderNotices):
 
 
 class _MemoryPublisher(Publisher):
-    """Hands what is published straight to the read model."""
+    """Hands events straight to the read model, and decides commands at once."""
 
     def __init__(self, store: _Store) -> None:
         self._store = store
@@ -259,7 +340,11 @@ class _MemoryPublisher(Publisher):
         timeout: float,  # noqa: ARG002 - it never waits
     ) -> list[NotHandedOver | OutcomeUnknown | None]:
         for record in records:
-            self._store.add(envelope.decode(record.topic.name, record.key, record.value))
+            event = envelope.decode(record.topic.name, record.key, record.value)
+            if event.type in commands.LEADS_TO:
+                self._store.decide(event)
+            else:
+                self._store.add(event)
         return [None] * len(records)
 
 

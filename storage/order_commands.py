@@ -65,30 +65,10 @@ class OrderCommands:
         if isinstance(applied, AlreadyApplied):
             return []
         now = self._now()
-        match command.type:
-            case E.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED:
-                order.failure_reason = command.order_cancel_requested.reason
-                order.payment_status = _without_open_charge(order)
-                emit = events.order_cancelled
-            case E.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED:
-                asked = command.order_ship_requested
-                order.shipment.carrier, order.shipment.tracking_code = asked.carrier, asked.tracking_code
-                order.shipment.ship_time.FromDatetime(now)
-                emit = events.order_shipped
-            case E.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED:
-                emit = events.order_completed
-            case _:
-                await _refuse_expiry(connection, order, now)
-                order.payment_status = _without_open_charge(order)
-                emit = events.order_expired
-        order.status = applied.status
-        return [emit(delivery, await order_rows.change(connection, order, now=now), owner=owner)]
-
-
-def _without_open_charge(order: Order) -> PaymentStatus:
-    if order.payment_status in (PaymentStatus.PAYMENT_STATUS_PENDING, PaymentStatus.PAYMENT_STATUS_UNKNOWN):
-        return PaymentStatus.PAYMENT_STATUS_NONE
-    return order.payment_status
+        if command.type == E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED:
+            await _refuse_expiry(connection, order, now)
+        commands.carry_out(command, order, now=now)
+        return [events.carried_out(delivery, await order_rows.change(connection, order, now=now), owner=owner)]
 
 
 async def _refuse_expiry(connection: "Connection", order: Order, now: datetime.datetime) -> None:

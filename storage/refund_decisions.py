@@ -10,7 +10,7 @@ from domain.commands import CommandRefused
 from domain.failures import Permanent, Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, PaymentRefundedDetails
-from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import Money, OrderStatus
 from storage import command_answers, order_rows, outcomes
 from storage.database import Database
 from storage.outcomes import Settled
@@ -216,7 +216,7 @@ class RefundDecisions:
             await _answer(connection, delivery, None)
             if order.status not in lifecycle.sources_of(OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED):
                 return []
-            whole = await _add_refund(connection, order, intent.amount)
+            whole = commands.add_refund(order, intent.amount.amount_minor)
             details = PaymentRefundedDetails(
                 gateway_reference=gateway_reference, amount=intent.amount, whole=whole, reason=_reason(delivery.event)
             )
@@ -260,20 +260,6 @@ class RefundDecisions:
             return []
 
         return await outcomes.decide(self._database, delivery, decision)
-
-
-async def _add_refund(connection: "Connection", order: Order, amount: Money) -> bool:
-    """Adds a refund to the order. Returns whether nothing is left of what was captured."""
-    captured = await connection.fetchval("select amount_minor from payments where order_id = $1", order.order_id)
-    order.refunded.currency_code = amount.currency_code
-    order.refunded.amount_minor += amount.amount_minor
-    whole = bool(order.refunded.amount_minor >= captured)
-    if whole:
-        order.payment_status = PaymentStatus.PAYMENT_STATUS_REFUNDED
-        order.status = lifecycle.TRANSITIONS[order.status, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED]
-    else:
-        order.payment_status = PaymentStatus.PAYMENT_STATUS_PARTIALLY_REFUNDED
-    return whole
 
 
 async def _set_refund_due(connection: "Connection", order_id: str, due: bool) -> None:

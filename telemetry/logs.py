@@ -20,6 +20,7 @@ CATALOGUE: dict[str, str] = {
     "server.call.failed": "A call met an error that no rule foresaw; its caller saw INTERNAL.",
     "server.order.accepted": "An order is durable on Kafka and was answered OK.",
     "server.batch.accepted": "Orders of a batch are durable on Kafka; the fields say how many of those handed over.",
+    "server.command.decided": "A command was decided; the fields say whose it was, and why it was refused if it was.",
     "server.request_lookup.skipped": "The look-up of a request_id had no answer in time; CreateOrder went on.",
     "notices.listening": "The server hears which orders change; every watch looks again.",
     "notices.lost": "The connection that notices come by is lost; watches look when it is back.",

@@ -19,6 +19,7 @@ from orderflow.orders.v1 import order_service_pb2_grpc
 from orderflow.orders.v1.order_pb2 import Order, OrderStatus
 from server import calls
 from server.interceptors import CallInterceptor
+from server.order_commands import OrderCommands
 from server.order_intake import OrderIntake
 from server.order_queries import OrderQueries
 from server.order_service import OrderService
@@ -99,7 +100,12 @@ class Served:
             settings=self.settings,
         )
         self.server = grpc.aio.server(interceptors=(CallInterceptor(),))
-        service = OrderService(intake=cast(OrderIntake, None), queries=self.queries, watches=self.watches)
+        service = OrderService(
+            intake=cast(OrderIntake, None),
+            order_commands=cast(OrderCommands, None),
+            queries=self.queries,
+            watches=self.watches,
+        )
         order_service_pb2_grpc.add_OrderServiceServicer_to_server(service, self.server)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 

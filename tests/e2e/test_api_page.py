@@ -51,7 +51,7 @@ async def test_every_line_of_the_docs_works(healthy: System) -> None:
         return len(await letters()) >= 4  # two records, and two groups that read the topic
 
     await observer.eventually(enough, within=20, what="dead letters")
-    known: dict[str, str] = {}
+    known = {"CANCELLED_ID": await placed(healthy), "PAID_ID": await paid(healthy)}
     for line in lines_of("README.md", "docs/api.md"):
         request, method = line[line.index("-d") + 1], line[-1]
         assert line[-2] == _WRITTEN_FOR
@@ -67,6 +67,26 @@ async def test_every_line_of_the_docs_works(healthy: System) -> None:
         for name, field in _STEMS_FROM.items():
             for value in values(answer, field):
                 known[name] = value
+
+
+async def placed(system: System) -> str:
+    """Places the first order of the docs, without its request_id, and returns its id."""
+    request = json.loads(lines_of("docs/api.md")[0][3])
+    del request["request_id"]
+    answer = await call(system, [json.dumps(request)], "orderflow.orders.v1.OrderService/CreateOrder")
+    return str(answer["order"]["orderId"])
+
+
+async def paid(system: System) -> str:
+    order_id = await placed(system)
+
+    async def is_paid() -> bool:
+        request = json.dumps({"user_id": "u-1", "statuses": ["ORDER_STATUS_PAID"]})
+        answer = await call(system, [request], "orderflow.orders.v1.OrderService/ListOrders")
+        return order_id in values(answer, "orderId")
+
+    await observer.eventually(is_paid, within=20, what="a paid order")
+    return order_id
 
 
 def values(answer: Any, field: str) -> list[str]:

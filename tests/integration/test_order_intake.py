@@ -5,7 +5,7 @@ import contextlib
 import datetime
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -31,6 +31,7 @@ from orderflow.orders.v1.order_service_pb2_grpc import OrderServiceStub
 from server.admission import Admission
 from server.channel_options import channel_options
 from server.interceptors import CallInterceptor
+from server.order_commands import OrderCommands
 from server.order_intake import MAX_BATCH, MAX_ORDER_BYTES, OrderIntake
 from server.order_queries import OrderQueries
 from server.order_service import OrderService
@@ -87,7 +88,7 @@ async def ingress(kafka: KafkaSettings, database: Database, **fields: Any) -> As
     notices = OrderNotices(DatabaseSettings(), application="tests")  # nobody watches here
     watches = OrderWatches(views=views, history=history, notices=notices, settings=settings)
     server = grpc.aio.server(interceptors=(CallInterceptor(), Admission(settings)), options=channel_options(settings))
-    service = OrderService(intake=intake, queries=queries, watches=watches)
+    service = OrderService(intake=intake, order_commands=cast(OrderCommands, None), queries=queries, watches=watches)
     order_service_pb2_grpc.add_OrderServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -10,11 +10,15 @@ from google.protobuf.message import Message
 from messaging import topics
 from orderflow.orders.v1.order_pb2 import Order
 from orderflow.orders.v1.order_service_pb2 import GetOrderRequest, ListOrdersRequest
-from server import scopes
+from server import order_commands, scopes
 from server.tokens import ConsistencyToken
 from settings import DatabaseSettings, KafkaSettings, ServerSettings, TokenSettings
+from storage import order_rows
+from storage.database import Database
+from storage.order_decisions import OrderDecisions
+from storage.stock import Stock
 from tests import engines
-from tests.builders import CALLER, a_request, an_id
+from tests.builders import CALLER, NOW, a_delivery, a_request, a_sku, an_id, an_item, an_order, order_created
 from tests.security import ingress
 from tests.security.issuer import Issuer, bearer
 from tests.security.methods import THERE, Method, call, named
@@ -157,3 +161,30 @@ async def test_a_request_id_is_the_callers_own(placing: grpc.aio.Channel, issuer
     ]
     assert placed[0] != placed[1]
     assert placed[0] == placed[2]
+
+
+@pytest.mark.parametrize("name", ["CancelOrder", "ShipOrder", "CompleteOrder", "RefundOrder"])
+async def test_anothers_order_cannot_be_touched(
+    placing: grpc.aio.Channel, issuer: Issuer, database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(order_commands, "_ROW_SECONDS", 0.05)
+    sku = a_sku()
+    await Stock(database).set_available(sku, 10)
+    created = order_created(an_order(items=[an_item(sku)]), caller="tenant-b")
+    theirs = created.order.order_id
+    await OrderDecisions(database, now=lambda: NOW).accept(a_delivery(created, group="order-processor"))
+    fields = {"carrier": "C"} if name == "ShipOrder" else {}
+    scope = "orders:write orders:read"
+    answers = [
+        await call(placing, named(name), about(named(name), each, **fields), bearer(issuer.token("tenant-a", scope)))
+        for each in (theirs, an_id())
+    ]
+    assert answers[0] == answers[1]
+    if name == "CancelOrder":
+        assert (answers[0].code, answers[0].reason) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
+    else:
+        assert (answers[0].code, answers[0].reason) == (grpc.StatusCode.PERMISSION_DENIED, "INSUFFICIENT_SCOPE")
+    async with database.connection() as connection:
+        order = await order_rows.find(connection, theirs)
+    assert order is not None
+    assert order.revision == 2

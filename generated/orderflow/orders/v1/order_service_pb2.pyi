@@ -158,3 +158,85 @@ class WatchOrderResponse(_message.Message):
     order: _order_pb2.Order
     resume_token: str
     def __init__(self, order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., resume_token: _Optional[str] = ...) -> None: ...
+
+class CancelOrderRequest(_message.Message):
+    __slots__ = ("order_id", "reason", "request_id", "etag")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    order_id: str
+    reason: str
+    request_id: str
+    etag: str
+    def __init__(self, order_id: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class CancelOrderResponse(_message.Message):
+    __slots__ = ("order", "consistency_token")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    order: _order_pb2.Order
+    consistency_token: str
+    def __init__(self, order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., consistency_token: _Optional[str] = ...) -> None: ...
+
+class ShipOrderRequest(_message.Message):
+    __slots__ = ("order_id", "carrier", "tracking_code", "request_id", "etag")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    TRACKING_CODE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    order_id: str
+    carrier: str
+    tracking_code: str
+    request_id: str
+    etag: str
+    def __init__(self, order_id: _Optional[str] = ..., carrier: _Optional[str] = ..., tracking_code: _Optional[str] = ..., request_id: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class ShipOrderResponse(_message.Message):
+    __slots__ = ("order", "consistency_token")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    order: _order_pb2.Order
+    consistency_token: str
+    def __init__(self, order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., consistency_token: _Optional[str] = ...) -> None: ...
+
+class CompleteOrderRequest(_message.Message):
+    __slots__ = ("order_id", "request_id", "etag")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    order_id: str
+    request_id: str
+    etag: str
+    def __init__(self, order_id: _Optional[str] = ..., request_id: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class CompleteOrderResponse(_message.Message):
+    __slots__ = ("order", "consistency_token")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    order: _order_pb2.Order
+    consistency_token: str
+    def __init__(self, order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., consistency_token: _Optional[str] = ...) -> None: ...
+
+class RefundOrderRequest(_message.Message):
+    __slots__ = ("order_id", "amount", "reason", "request_id", "etag")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    order_id: str
+    amount: _order_pb2.Money
+    reason: str
+    request_id: str
+    etag: str
+    def __init__(self, order_id: _Optional[str] = ..., amount: _Optional[_Union[_order_pb2.Money, _Mapping]] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class RefundOrderResponse(_message.Message):
+    __slots__ = ("order", "consistency_token")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    order: _order_pb2.Order
+    consistency_token: str
+    def __init__(self, order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., consistency_token: _Optional[str] = ...) -> None: ...

@@ -73,6 +73,26 @@ class OrderServiceStub:
                 request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.WatchOrderRequest.SerializeToString,
                 response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.WatchOrderResponse.FromString,
                 _registered_method=True)
+        self.CancelOrder = channel.unary_unary(
+                '/orderflow.orders.v1.OrderService/CancelOrder',
+                request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CancelOrderRequest.SerializeToString,
+                response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CancelOrderResponse.FromString,
+                _registered_method=True)
+        self.ShipOrder = channel.unary_unary(
+                '/orderflow.orders.v1.OrderService/ShipOrder',
+                request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ShipOrderRequest.SerializeToString,
+                response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ShipOrderResponse.FromString,
+                _registered_method=True)
+        self.CompleteOrder = channel.unary_unary(
+                '/orderflow.orders.v1.OrderService/CompleteOrder',
+                request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CompleteOrderRequest.SerializeToString,
+                response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CompleteOrderResponse.FromString,
+                _registered_method=True)
+        self.RefundOrder = channel.unary_unary(
+                '/orderflow.orders.v1.OrderService/RefundOrder',
+                request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.RefundOrderRequest.SerializeToString,
+                response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.RefundOrderResponse.FromString,
+                _registered_method=True)
 
 
 class OrderServiceServicer:
@@ -150,6 +170,47 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelOrder(self, request, context):
+        """Calls an order off that is not shipped. Its stock is given back at once; what was charged, or is just being charged,
+        is refunded afterwards: `payment_status` tells.
+
+        CancelOrder, ShipOrder, CompleteOrder and RefundOrder wait until the order's row has decided. They are safe to repeat
+        with the same `request_id`, which brings the same answer. Errors: INVALID_ARGUMENT, NOT_FOUND,
+        FAILED_PRECONDITION `ILLEGAL_TRANSITION` or `REQUEST_ID_REUSED`, ABORTED `ETAG_MISMATCH`, UNAVAILABLE (nothing was
+        asked for), DEADLINE_EXCEEDED (outcome unknown).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShipOrder(self, request, context):
+        """Records that a paid order was handed to the carrier. For operators.
+
+        Errors: see CancelOrder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteOrder(self, request, context):
+        """Records that a shipped order was delivered. For operators.
+
+        Errors: see CancelOrder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundOrder(self, request, context):
+        """Pays back a part of what was charged for an order, or all that is left of it. OK means that the gateway has taken the
+        refund. For operators.
+
+        Errors: see CancelOrder; FAILED_PRECONDITION `REFUND_TOO_LARGE`, `CURRENCY_MISMATCH` or `REFUND_REFUSED`, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +248,26 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.WatchOrder,
                     request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.WatchOrderRequest.FromString,
                     response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.WatchOrderResponse.SerializeToString,
+            ),
+            'CancelOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelOrder,
+                    request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CancelOrderRequest.FromString,
+                    response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CancelOrderResponse.SerializeToString,
+            ),
+            'ShipOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShipOrder,
+                    request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ShipOrderRequest.FromString,
+                    response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ShipOrderResponse.SerializeToString,
+            ),
+            'CompleteOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteOrder,
+                    request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CompleteOrderRequest.FromString,
+                    response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.CompleteOrderResponse.SerializeToString,
+            ),
+            'RefundOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundOrder,
+                    request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.RefundOrderRequest.FromString,
+                    response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.RefundOrderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -382,6 +463,114 @@ class OrderService:
             '/orderflow.orders.v1.OrderService/WatchOrder',
             orderflow_dot_orders_dot_v1_dot_order__service__pb2.WatchOrderRequest.SerializeToString,
             orderflow_dot_orders_dot_v1_dot_order__service__pb2.WatchOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orderflow.orders.v1.OrderService/CancelOrder',
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.CancelOrderRequest.SerializeToString,
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.CancelOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShipOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orderflow.orders.v1.OrderService/ShipOrder',
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.ShipOrderRequest.SerializeToString,
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.ShipOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orderflow.orders.v1.OrderService/CompleteOrder',
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.CompleteOrderRequest.SerializeToString,
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.CompleteOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orderflow.orders.v1.OrderService/RefundOrder',
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.RefundOrderRequest.SerializeToString,
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.RefundOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,31 @@ class OrderServiceStub:
     After a break, call again with the last token: it goes on with the next revision, no gap and no repeat. A server that
     stops ends its watches with UNAVAILABLE. Errors: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
     """
+    CancelOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.CancelOrderRequest, _order_service_pb2.CancelOrderResponse]
+    """Calls an order off that is not shipped. Its stock is given back at once; what was charged, or is just being charged,
+    is refunded afterwards: `payment_status` tells.
+
+    CancelOrder, ShipOrder, CompleteOrder and RefundOrder wait until the order's row has decided. They are safe to repeat
+    with the same `request_id`, which brings the same answer. Errors: INVALID_ARGUMENT, NOT_FOUND,
+    FAILED_PRECONDITION `ILLEGAL_TRANSITION` or `REQUEST_ID_REUSED`, ABORTED `ETAG_MISMATCH`, UNAVAILABLE (nothing was
+    asked for), DEADLINE_EXCEEDED (outcome unknown).
+    """
+    ShipOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.ShipOrderRequest, _order_service_pb2.ShipOrderResponse]
+    """Records that a paid order was handed to the carrier. For operators.
+
+    Errors: see CancelOrder.
+    """
+    CompleteOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.CompleteOrderRequest, _order_service_pb2.CompleteOrderResponse]
+    """Records that a shipped order was delivered. For operators.
+
+    Errors: see CancelOrder.
+    """
+    RefundOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.RefundOrderRequest, _order_service_pb2.RefundOrderResponse]
+    """Pays back a part of what was charged for an order, or all that is left of it. OK means that the gateway has taken the
+    refund. For operators.
+
+    Errors: see CancelOrder; FAILED_PRECONDITION `REFUND_TOO_LARGE`, `CURRENCY_MISMATCH` or `REFUND_REFUSED`, too.
+    """
 
 @_typing.type_check_only
 class OrderServiceAsyncStub(OrderServiceStub):
@@ -126,6 +151,31 @@ class OrderServiceAsyncStub(OrderServiceStub):
 
     After a break, call again with the last token: it goes on with the next revision, no gap and no repeat. A server that
     stops ends its watches with UNAVAILABLE. Errors: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
+    """
+    CancelOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.CancelOrderRequest, _order_service_pb2.CancelOrderResponse]  # type: ignore[assignment]
+    """Calls an order off that is not shipped. Its stock is given back at once; what was charged, or is just being charged,
+    is refunded afterwards: `payment_status` tells.
+
+    CancelOrder, ShipOrder, CompleteOrder and RefundOrder wait until the order's row has decided. They are safe to repeat
+    with the same `request_id`, which brings the same answer. Errors: INVALID_ARGUMENT, NOT_FOUND,
+    FAILED_PRECONDITION `ILLEGAL_TRANSITION` or `REQUEST_ID_REUSED`, ABORTED `ETAG_MISMATCH`, UNAVAILABLE (nothing was
+    asked for), DEADLINE_EXCEEDED (outcome unknown).
+    """
+    ShipOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.ShipOrderRequest, _order_service_pb2.ShipOrderResponse]  # type: ignore[assignment]
+    """Records that a paid order was handed to the carrier. For operators.
+
+    Errors: see CancelOrder.
+    """
+    CompleteOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.CompleteOrderRequest, _order_service_pb2.CompleteOrderResponse]  # type: ignore[assignment]
+    """Records that a shipped order was delivered. For operators.
+
+    Errors: see CancelOrder.
+    """
+    RefundOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.RefundOrderRequest, _order_service_pb2.RefundOrderResponse]  # type: ignore[assignment]
+    """Pays back a part of what was charged for an order, or all that is left of it. OK means that the gateway has taken the
+    refund. For operators.
+
+    Errors: see CancelOrder; FAILED_PRECONDITION `REFUND_TOO_LARGE`, `CURRENCY_MISMATCH` or `REFUND_REFUSED`, too.
     """
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -215,6 +265,55 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         After a break, call again with the last token: it goes on with the next revision, no gap and no repeat. A server that
         stops ends its watches with UNAVAILABLE. Errors: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelOrder(
+        self,
+        request: _order_service_pb2.CancelOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_service_pb2.CancelOrderResponse, _abc.Awaitable[_order_service_pb2.CancelOrderResponse]]:
+        """Calls an order off that is not shipped. Its stock is given back at once; what was charged, or is just being charged,
+        is refunded afterwards: `payment_status` tells.
+
+        CancelOrder, ShipOrder, CompleteOrder and RefundOrder wait until the order's row has decided. They are safe to repeat
+        with the same `request_id`, which brings the same answer. Errors: INVALID_ARGUMENT, NOT_FOUND,
+        FAILED_PRECONDITION `ILLEGAL_TRANSITION` or `REQUEST_ID_REUSED`, ABORTED `ETAG_MISMATCH`, UNAVAILABLE (nothing was
+        asked for), DEADLINE_EXCEEDED (outcome unknown).
+        """
+
+    @_abc_1.abstractmethod
+    def ShipOrder(
+        self,
+        request: _order_service_pb2.ShipOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_service_pb2.ShipOrderResponse, _abc.Awaitable[_order_service_pb2.ShipOrderResponse]]:
+        """Records that a paid order was handed to the carrier. For operators.
+
+        Errors: see CancelOrder.
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteOrder(
+        self,
+        request: _order_service_pb2.CompleteOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_service_pb2.CompleteOrderResponse, _abc.Awaitable[_order_service_pb2.CompleteOrderResponse]]:
+        """Records that a shipped order was delivered. For operators.
+
+        Errors: see CancelOrder.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundOrder(
+        self,
+        request: _order_service_pb2.RefundOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_service_pb2.RefundOrderResponse, _abc.Awaitable[_order_service_pb2.RefundOrderResponse]]:
+        """Pays back a part of what was charged for an order, or all that is left of it. OK means that the gateway has taken the
+        refund. For operators.
+
+        Errors: see CancelOrder; FAILED_PRECONDITION `REFUND_TOO_LARGE`, `CURRENCY_MISMATCH` or `REFUND_REFUSED`, too.
         """
 
 def add_OrderServiceServicer_to_server(servicer: OrderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
