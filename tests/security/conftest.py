@@ -10,6 +10,7 @@ import structlog
 from domain.projection import ProjectionBatch
 from domain.records import Coordinates
 from orderflow.orders.v1.order_pb2 import Order
+from server import order_commands
 from settings import DatabaseSettings, KafkaSettings, TokenSettings
 from storage.database import Database
 from storage.projection import Projection
@@ -24,6 +25,12 @@ def _short_log_lines() -> Iterator[None]:
     structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here asks something of an order that was just placed."""
+    monkeypatch.setattr(order_commands, "_ROW_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,9 @@ def base(method: Method) -> Message:
     if "plan_id" in names:
         request.plan_id = an_id()
     if "reason" in names:
-        request.reason = "test"
+        request.reason = "TEST"
+    if "carrier" in names:
+        request.carrier = "Parcel Service"
     if method.path.startswith("orderflow.operations.v1.StockService/"):
         _complete(request, names)
     return request

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from messaging import topics
 from orderflow.orders.v1.order_pb2 import Order
 from orderflow.orders.v1.order_service_pb2 import GetOrderRequest, ListOrdersRequest
-from server import order_commands, scopes
+from server import scopes
 from server.tokens import ConsistencyToken
 from settings import DatabaseSettings, KafkaSettings, ServerSettings, TokenSettings
 from storage import order_rows
@@ -165,9 +165,8 @@ async def test_a_request_id_is_the_callers_own(placing: grpc.aio.Channel, issuer
 
 @pytest.mark.parametrize("name", ["CancelOrder", "ShipOrder", "CompleteOrder", "RefundOrder"])
 async def test_anothers_order_cannot_be_touched(
-    placing: grpc.aio.Channel, issuer: Issuer, database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+    placing: grpc.aio.Channel, issuer: Issuer, database: Database, name: str
 ) -> None:
-    monkeypatch.setattr(order_commands, "_ROW_SECONDS", 0.05)
     sku = a_sku()
     await Stock(database).set_available(sku, 10)
     created = order_created(an_order(items=[an_item(sku)]), caller="tenant-b")
