@@ -20,6 +20,8 @@ COLUMNS: Final = (
 """What `order_of` needs."""
 
 _FIND: Final = f"select {COLUMNS}, caller from orders where order_id = $1"  # noqa: S608 - a constant
+# As strong as an update of a row, and no stronger: a row that refers to the order can be inserted meanwhile.
+_LOCKED: Final = " for no key update"
 _MOVE: Final = (
     "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = $5,"  # noqa: S608
     " update_time = greatest(update_time, $6) where order_id = $1 and status = any($2)"
@@ -79,13 +81,13 @@ async def insert_all(connection: "Connection", orders: Sequence[Order], *, calle
 
 async def find(connection: "Connection", order_id: str, *, lock: bool = False) -> Order | None:
     """Returns the order, its row locked until the transaction ends if asked; None if there is none."""
-    row = await connection.fetchrow(_FIND + " for update" if lock else _FIND, order_id)
+    row = await connection.fetchrow(_FIND + _LOCKED if lock else _FIND, order_id)
     return order_of(row) if row else None
 
 
 async def find_owned(connection: "Connection", order_id: str) -> tuple[Order, str] | None:
     """Returns the order, its row locked until the transaction ends, and who placed it; None if there is none."""
-    row = await connection.fetchrow(_FIND + " for update", order_id)
+    row = await connection.fetchrow(_FIND + _LOCKED, order_id)
     return (order_of(row), row["caller"]) if row else None
 
 

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from domain import commands
+from domain import commands, events
 from domain.commands import CommandRefused
 from domain.identifiers import command_event_id, swept_event_id
 from domain.lifecycle import AlreadyApplied, Applied
 from domain.validation import Violation
-from orderflow.events.v1.order_event_pb2 import OrderEvent
+from orderflow.events.v1.order_event_pb2 import OrderEvent, PaymentRefundedDetails
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, Shipment
 from server import scopes
-from tests.builders import CALLER, a_command, an_id, an_order
+from tests.builders import CALLER, NOW, a_command, a_delivery, an_id, an_order
 
 NAMES = ("cancel", "ship", "complete", "expire", "refund")
 SETTLING = {
@@ -92,6 +92,18 @@ def test_an_etag_is_a_condition() -> None:
     order = an_order_that_is("PAID")
     assert isinstance(check(a_command("ship", order.order_id, etag=order.etag), order), Applied)
     assert check(a_command("ship", order.order_id, etag='"other-2"'), order) == "ETAG_MISMATCH"
+
+
+def test_what_a_command_leads_to_says_who_placed_the_order() -> None:
+    """The read model takes an order's owner from the first event that it sees, whichever that is."""
+    order = an_order_that_is("PAID")
+    by_operator = a_command("ship", order.order_id, caller="olga", scopes=["orders:operate"])
+    commands.carry_out(by_operator, order, now=NOW)
+    shipped = events.carried_out(a_delivery(by_operator), order, owner=CALLER)
+    refunded = events.payment_refunded(a_delivery(by_operator), order, PaymentRefundedDetails(), owner=CALLER)
+    assert {event.metadata.caller for event in (shipped, refunded)} == {CALLER}
+    assert {event.metadata.causation_id for event in (shipped, refunded)} == {by_operator.event_id}
+    assert shipped.order_shipped.shipment == order.shipment
 
 
 def test_only_the_system_refunds_what_is_cancelled() -> None:

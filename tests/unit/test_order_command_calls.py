@@ -187,6 +187,14 @@ async def test_anothers_order_is_not_there(bench: Bench, monkeypatch: pytest.Mon
     ]
     assert theirs == none == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND", [])
     assert bench.events(order_id)[-1].order.status == OrderStatus.ORDER_STATUS_PAID
+    assert bench.server._store.answers == {}, "it was not even handed over"
+
+
+async def test_an_answer_that_is_known_needs_no_kafka(bench: Bench) -> None:
+    cancel = CancelOrderRequest(order_id=await bench.paid(), request_id="c-1")
+    first = await bench.stub.CancelOrder(cancel)
+    bench.server.is_available = False
+    assert await bench.stub.CancelOrder(cancel) == first
 
 
 async def test_an_order_that_was_just_placed_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

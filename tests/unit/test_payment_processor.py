@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -340,3 +340,19 @@ async def test_a_refusal_is_permanent(bench: Bench) -> None:
         await bench.handle()
     assert issubclass(GatewayRefused, Permanent)
     assert bench.gateway.charges == []
+
+
+@pytest.mark.parametrize("faults", [(), ("lost before", "lost before")])
+async def test_an_order_that_is_cancelled_while_it_is_charged_is_left_to_its_cancellation(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]
+) -> None:
+    charge = bench.gateway.charge
+
+    async def cancelled_meanwhile(key: str, **asked: Any) -> Charge:
+        await bench.gateway.close(key)
+        bench.decisions.settled = []
+        return await charge(key, **asked)
+
+    monkeypatch.setattr(bench.gateway, "charge", cancelled_meanwhile)
+    assert await bench.handle(*faults) == []
+    assert (bench.decisions.state, bench.gateway.charges) == ("intended", [])
