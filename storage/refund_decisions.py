@@ -205,8 +205,9 @@ class RefundDecisions:
             assert found is not None
             order, owner = found
             await connection.execute(
-                "with done as (update refunds set state = 'done', update_time = $3 where idempotency_key = $1"
-                " returning order_id, amount_minor, currency_code)"
+                # Done already, another process has decided this record: storing the outcome tells, and rolls this back.
+                "with done as (update refunds set state = 'done', update_time = $3"
+                " where idempotency_key = $1 and state <> 'done' returning order_id, amount_minor, currency_code)"
                 " insert into payment_entries (order_id, kind, amount_minor, currency_code, gateway_reference,"
                 " entry_time) select order_id, 'refund', amount_minor, currency_code, $2, $3 from done",
                 intent.idempotency_key,
