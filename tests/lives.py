@@ -199,6 +199,7 @@ class Life:
         if position >= len(self.orders):
             return False
         delivery = self.delivery(group, position)
+        letters: list[Delivery] = []
         try:
             emitted = await self.handle(delivery)
         except Died:
@@ -206,12 +207,12 @@ class Life:
         except GatewayUnavailable:
             return True  # the same, when the gateway is back
         except Failure:
-            self.dead.append(delivery)  # its retries fail in the same way
-            emitted = []
+            letters, emitted = [delivery], []  # its retries fail in the same way
         number = self.handlings
         self.handlings += 1
         if number == self.dies_at:
-            return True  # decided and not emitted
+            return True  # decided and not emitted; a dead letter neither, they are of one transaction
+        self.dead += letters
         if number == self.copied_at:
             self.orders.append(delivery.event)
         self.positions[group] = position + 1
