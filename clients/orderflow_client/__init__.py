@@ -10,10 +10,14 @@ from orderflow.orders.v1.order_pb2 import (
     PaymentStatus,
 )
 from orderflow.orders.v1.order_service_pb2 import (
+    CancelOrderResponse,
+    CompleteOrderResponse,
     CreateOrderResponse,
     GetOrderResponse,
     ListOrderEventsResponse,
     ListOrdersResponse,
+    RefundOrderResponse,
+    ShipOrderResponse,
     WatchOrderResponse,
 )
 from orderflow_client._async_client import OrdersClient
@@ -21,7 +25,9 @@ from orderflow_client._batches import BatchResult, Progress
 from orderflow_client._credentials import tls
 from orderflow_client._errors import (
     DeadlineExceeded,
+    EtagMismatch,
     FieldViolation,
+    IllegalTransition,
     InvalidOrder,
     OrderflowError,
     OrderNotFound,
@@ -40,10 +46,14 @@ from orderflow_client._watches import is_settled
 
 __all__ = [
     "BatchResult",
+    "CancelOrderResponse",
+    "CompleteOrderResponse",
     "CreateOrderResponse",
     "DeadlineExceeded",
+    "EtagMismatch",
     "FieldViolation",
     "GetOrderResponse",
+    "IllegalTransition",
     "InvalidOrder",
     "LineItem",
     "ListOrderEventsResponse",
@@ -64,7 +74,9 @@ __all__ = [
     "PermissionDenied",
     "PreconditionFailed",
     "Progress",
+    "RefundOrderResponse",
     "RequestIdReused",
+    "ShipOrderResponse",
     "SyncOrdersClient",
     "Unauthenticated",
     "Unavailable",

@@ -14,9 +14,9 @@ _HERE = r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
 _LOOPBACK = re.compile(rf"unix(-abstract)?:.*|(dns:(///)?)?{_HERE}|ipv[46]:{_HERE}(,{_HERE})*")
 
 # UNAVAILABLE, and CANCELLED, which a gRPC server that stops answers to calls that it has received and not yet taken
-# (grpc #41785); a call that its own caller cancels ends here and is not repeated. A create may be repeated because each
-# carries a request_id. The server can ask for another delay, or for none at all, by `grpc-retry-pushback-ms`. gRPC
-# allows 5 attempts at most.
+# (grpc #41785); a call that its own caller cancels ends here and is not repeated. A call that changes something may be
+# repeated because each carries a request_id. The server can ask for another delay, or for none at all, by
+# `grpc-retry-pushback-ms`. gRPC allows 5 attempts at most.
 _SERVICE_CONFIG = {
     # Over all addresses that the target has: one server that goes away costs no call.
     "loadBalancingConfig": [{"round_robin": {}}],

@@ -4,7 +4,9 @@ OrderflowError
   InvalidOrder            the request breaks rules: see `violations`
   OrderNotFound           no such order, or not yours
   PreconditionFailed      the order's state, or an earlier call, forbids it
-    RequestIdReused       the request_id belongs to an order with other content
+    RequestIdReused       the request_id belongs to a call with other content
+    IllegalTransition     the order's status does not allow it: see `order_status`
+    EtagMismatch          the order has changed since the etag was read
   Unauthenticated         who is calling?
   PermissionDenied        not you
   Overloaded              too much at the moment: wait `retry_delay`
@@ -31,12 +33,12 @@ DOMAIN = "orderflow"
 
 
 class Outcome(StrEnum):
-    """What became of an order whose placing failed."""
+    """What became of an order whose placing failed, or of what a failed call asked of one."""
 
     NOT_ACCEPTED = "NOT_ACCEPTED"
-    """The server handed nothing over: there is no order."""
+    """The server handed nothing over, or what was asked for was refused: there is no order, and none has changed."""
     UNKNOWN = "UNKNOWN"
-    """There may be an order. The same call with the same request_id tells, and makes no second one."""
+    """There may be an order, or it may have changed. The same call with the same request_id tells, and does it once."""
 
 
 class FieldViolation(NamedTuple):
@@ -50,16 +52,16 @@ class OrderflowError(Exception):
     """Base of all errors that a call ends in.
 
     Attributes:
-        safe_to_repeat: The same call, with the same request_id, may succeed and never makes a second order. False means
+        safe_to_repeat: The same call, with the same request_id, may succeed and never does its work twice. False means
             that the answer stands until something else changes.
         message: What the server, or gRPC, says.
         code: The gRPC status.
         reason: The server's own UPPER_SNAKE reason; empty when the status was not made by orderflow.
         metadata: What the server adds to the reason.
         violations: The broken rules of an `InvalidOrder`.
-        request_id: That of the failed create; None for all but creates.
+        request_id: That of the failed call; None for reads.
         request_ids: Those of a batch that failed as a whole, in its order.
-        outcome: What became of the order, or of each order of the batch; None for all but creates.
+        outcome: What became of the order, or of each order of the batch; None for reads.
         retry_delay: Seconds to wait before a repeat, if the server says so.
     """
 
@@ -89,9 +91,16 @@ class OrderflowError(Exception):
         self.outcome = outcome
         self.retry_delay = retry_delay
 
+    @property
+    def order_status(self) -> str:
+        """Where the order stands that refused what was asked of it, for example SHIPPED; empty if not told."""
+        return self.metadata.get("order_status", "")
+
     def __str__(self) -> str:
         parts = [f"{self.reason or self.code.name}: {self.message}"]
         parts += [f"{field}: {description}" for field, description in self.violations]
+        if self.order_status:
+            parts.append(f"order status {self.order_status}")
         if self.request_id is not None:
             parts.append(f"request_id {self.request_id}")
         if self.outcome is not None:
@@ -115,13 +124,21 @@ class OrderNotFound(OrderflowError):
 
 
 class PreconditionFailed(OrderflowError):
-    """The order's state, or an earlier call, forbids it."""
+    """The order's state, or an earlier call, forbids it. Of a refund `reason` says why."""
 
     safe_to_repeat = False
 
 
 class RequestIdReused(PreconditionFailed):
-    """The request_id belongs to an order with other content. That one stands, this one was not placed."""
+    """The request_id belongs to an earlier call with other content. That one stands, this one did nothing."""
+
+
+class IllegalTransition(PreconditionFailed):
+    """The order's status does not allow it: `order_status`. The order is as it was."""
+
+
+class EtagMismatch(PreconditionFailed):
+    """The order has changed since the etag was read, and is as it was: read it again and decide anew."""
 
 
 class Unauthenticated(OrderflowError):
@@ -162,12 +179,17 @@ _BY_CODE: dict[grpc.StatusCode, type[OrderflowError]] = {
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
 }
+_BY_REASON: dict[tuple[grpc.StatusCode, str], type[OrderflowError]] = {
+    (grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_ID_REUSED"): RequestIdReused,
+    (grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_TRANSITION"): IllegalTransition,
+    (grpc.StatusCode.ABORTED, "ETAG_MISMATCH"): EtagMismatch,
+}
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @contextmanager
 def errors_by_meaning(*request_ids: str) -> Iterator[None]:
-    """Maps what gRPC raises, in asyncio or not; `request_ids` are those of the orders that the call places."""
+    """Maps what gRPC raises, in asyncio or not; `request_ids` are those of what the call asks for, none for reads."""
     try:
         yield
     except grpc.RpcError as error:
@@ -207,9 +229,7 @@ def _translate(
     code: grpc.StatusCode, message: str, status: Status | None, request_ids: tuple[str, ...]
 ) -> OrderflowError:
     info, bad_request, retry_info = _details(status)
-    kind = _BY_CODE.get(code, UnexpectedStatus)
-    if kind is PreconditionFailed and info.reason == "REQUEST_ID_REUSED":
-        kind = RequestIdReused
+    kind = _BY_REASON.get((code, info.reason)) or _BY_CODE.get(code, UnexpectedStatus)
     return kind(
         message,
         code=code,

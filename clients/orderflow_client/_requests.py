@@ -64,10 +64,15 @@ def item(sku: str, quantity: int, amount_minor: int, currency_code: str) -> Line
 
 
 def create_order_request(**order: Unpack[NewOrder]) -> CreateOrderRequest:
-    """Returns the request, with a request_id in any case: it is what makes a repeat safe."""
+    """Returns the request, with a request_id in any case."""
     request = CreateOrderRequest(**order)
-    request.request_id = request.request_id or str(uuid.uuid4())
+    request.request_id = given_or_new(request.request_id)
     return request
+
+
+def given_or_new(request_id: str | None) -> str:
+    """Returns the request_id that a call carries in any case: it is what makes a repeat safe."""
+    return request_id or str(uuid.uuid4())
 
 
 def placed_by(*requests: CreateOrderRequest) -> tuple[str, ...]:

@@ -14,15 +14,23 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from orderflow.orders.v1.order_history_pb2 import OrderHistoryEntry
-from orderflow.orders.v1.order_pb2 import Order
+from orderflow.orders.v1.order_pb2 import Money, Order
 from orderflow.orders.v1.order_service_pb2 import (
     BatchCreateOrdersRequest,
+    CancelOrderRequest,
+    CancelOrderResponse,
+    CompleteOrderRequest,
+    CompleteOrderResponse,
     CreateOrderResponse,
     GetOrderRequest,
     GetOrderResponse,
     ListOrderEventsRequest,
     ListOrderEventsResponse,
     ListOrdersResponse,
+    RefundOrderRequest,
+    RefundOrderResponse,
+    ShipOrderRequest,
+    ShipOrderResponse,
     WatchOrderResponse,
 )
 from orderflow.orders.v1.order_service_pb2_grpc import OrderServiceStub
@@ -36,6 +44,7 @@ from orderflow_client._requests import (
     OrderFilter,
     batch_get_orders_request,
     create_order_request,
+    given_or_new,
     list_orders_request,
     placed_by,
 )
@@ -163,6 +172,93 @@ class SyncOrdersClient:
             if pause is None:
                 return batch.results
             self._closed.wait(pause)
+
+    def cancel_order(
+        self,
+        order_id: str,
+        *,
+        reason: str = "",
+        etag: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> CancelOrderResponse:
+        """Calls an order off that is not shipped. What was charged is refunded afterwards: `payment_status` tells.
+
+        This and the next three return once the order has decided. A repeat with the same request_id is the same answer.
+
+        Args:
+            order_id: The order's identifier.
+            reason: Why, UPPER_SNAKE: the order's `failure_reason`. CUSTOMER_REQUEST if not given.
+            etag: The order's etag as you know it: if the order has changed since, nothing happens.
+            request_id: Same request_id, same answer, however often it is sent. Made for each call when not given.
+            timeout: Seconds that the call may take.
+            metadata: Goes along with the call.
+
+        Raises:
+            IllegalTransition: the order's status does not allow it.
+            EtagMismatch: the order has changed.
+            OrderflowError: any other failure.
+        """
+        request = CancelOrderRequest(order_id=order_id, reason=reason, etag=etag, request_id=given_or_new(request_id))
+        return self._call(self._stub.CancelOrder, request, timeout, metadata, (request.request_id,))
+
+    def ship_order(
+        self,
+        order_id: str,
+        *,
+        carrier: str,
+        tracking_code: str = "",
+        etag: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> ShipOrderResponse:
+        """Records that a paid order was handed to the carrier. For operators. For the rest see `cancel_order`."""
+        request = ShipOrderRequest(
+            order_id=order_id,
+            carrier=carrier,
+            tracking_code=tracking_code,
+            etag=etag,
+            request_id=given_or_new(request_id),
+        )
+        return self._call(self._stub.ShipOrder, request, timeout, metadata, (request.request_id,))
+
+    def complete_order(
+        self,
+        order_id: str,
+        *,
+        etag: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> CompleteOrderResponse:
+        """Records that a shipped order was delivered. For operators. For the rest see `cancel_order`."""
+        request = CompleteOrderRequest(order_id=order_id, etag=etag, request_id=given_or_new(request_id))
+        return self._call(self._stub.CompleteOrder, request, timeout, metadata, (request.request_id,))
+
+    def refund_order(
+        self,
+        order_id: str,
+        *,
+        amount: Money | None = None,
+        reason: str = "",
+        etag: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> RefundOrderResponse:
+        """Pays back `amount` of what was charged, or all that is left of it. For operators.
+
+        When this returns the gateway has taken the refund. For the rest see `cancel_order`.
+
+        Raises:
+            PreconditionFailed: `reason` is REFUND_TOO_LARGE, CURRENCY_MISMATCH or REFUND_REFUSED.
+        """
+        request = RefundOrderRequest(
+            order_id=order_id, amount=amount, reason=reason, etag=etag, request_id=given_or_new(request_id)
+        )
+        return self._call(self._stub.RefundOrder, request, timeout, metadata, (request.request_id,))
 
     def get_order(
         self, order_id: str, *, consistency_token: str = "", timeout: float | None = None, metadata: Metadata = ()
@@ -302,18 +398,18 @@ class SyncOrdersClient:
         request: _Request,
         timeout: float | None,
         metadata: Metadata,
-        placed: tuple[str, ...] = (),
+        request_ids: tuple[str, ...] = (),
     ) -> _Response:
         end = time.monotonic() + (self._timeout if timeout is None else timeout)
         token = self._token.get()
         try:
-            with errors_by_meaning(*placed):
+            with errors_by_meaning(*request_ids):
                 return method(request, timeout=end - time.monotonic(), metadata=call_metadata(metadata, token))
         except Unauthenticated:
             refused, token = token, self._token.get(refused=token)
             if token == refused:
                 raise
-        with errors_by_meaning(*placed):
+        with errors_by_meaning(*request_ids):
             return method(request, timeout=end - time.monotonic(), metadata=call_metadata(metadata, token))
 
     def close(self) -> None:

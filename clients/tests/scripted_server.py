@@ -99,6 +99,27 @@ class ScriptedOrders(order_service_pb2_grpc.OrderServiceServicer):
             ]
         )
 
+    async def CancelOrder(self, request, context):  # noqa: N802
+        await self._step(request, context)
+        order = order_pb2.Order(status=order_pb2.ORDER_STATUS_CANCELLED, failure_reason=request.reason)
+        return _decided(order_service_pb2.CancelOrderResponse, request, order)
+
+    async def ShipOrder(self, request, context):  # noqa: N802
+        await self._step(request, context)
+        shipment = order_pb2.Shipment(carrier=request.carrier, tracking_code=request.tracking_code)
+        order = order_pb2.Order(status=order_pb2.ORDER_STATUS_SHIPPED, shipment=shipment)
+        return _decided(order_service_pb2.ShipOrderResponse, request, order)
+
+    async def CompleteOrder(self, request, context):  # noqa: N802
+        await self._step(request, context)
+        order = order_pb2.Order(status=order_pb2.ORDER_STATUS_COMPLETED)
+        return _decided(order_service_pb2.CompleteOrderResponse, request, order)
+
+    async def RefundOrder(self, request, context):  # noqa: N802
+        await self._step(request, context)
+        order = order_pb2.Order(status=order_pb2.ORDER_STATUS_REFUNDED, refunded=request.amount)
+        return _decided(order_service_pb2.RefundOrderResponse, request, order)
+
     async def GetOrder(self, request, context):  # noqa: N802
         await self._step(request, context)
         return _found(request)
@@ -154,6 +175,11 @@ def _created(request):
     token = "" if request.validate_only else "token-1"
     order = order_pb2.Order(order_id=order_id, items=request.items, status=order_pb2.ORDER_STATUS_CREATED)
     return order_service_pb2.CreateOrderResponse(order=order, consistency_token=token)
+
+
+def _decided(response, request, order):
+    order.order_id = request.order_id
+    return response(order=order, consistency_token="token-2")
 
 
 def _found(request):
