@@ -1,4 +1,4 @@
-"""`orderflow order`: place and follow orders, as the client does."""
+"""`orderflow order`: place, follow and move orders, as the client does."""
 
 import contextlib
 import datetime
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from orderflow.orders.v1.order_pb2 import LineItem, Money, Order
     from orderflow_client import WatchOrderResponse
 
-app = typer.Typer(help="Place and follow orders.", no_args_is_help=True)
+app = typer.Typer(help="Place, follow and move orders.", no_args_is_help=True)
 
 _OUTPUT = typer.Option(Format.TABLE, "-o", "--output")
 _LIMIT = typer.Option(50, min=1, help="At most so many.")
+_ETAG = typer.Option("", help="Only if this is still the order's etag.")
+_REQUEST_ID = typer.Option("", help="Same request id, same answer. Made if not given.")
 
 
 class Status(enum.StrEnum):
@@ -172,6 +174,75 @@ def watch(
         sys.exit(1)
 
 
+@app.command()
+@connected
+def cancel(
+    connection: Connection,
+    order_id: str,
+    reason: str = typer.Option("", help="Why, UPPER_SNAKE. CUSTOMER_REQUEST if not given."),
+    etag: str = _ETAG,
+    request_id: str = _REQUEST_ID,
+    output: Format = _OUTPUT,
+) -> None:
+    """Call off an order that is not shipped. What was charged is refunded afterwards."""
+    with connection.orders() as orders:
+        response = orders.cancel_order(order_id, reason=reason, etag=etag, request_id=request_id)
+    show_message(response, _order_row(response.order), output)
+
+
+@app.command()
+@connected
+def ship(
+    connection: Connection,
+    order_id: str,
+    carrier: str = typer.Option(..., help="Name of the carrier."),
+    tracking_code: str = typer.Option("", help="The carrier's tracking code."),
+    etag: str = _ETAG,
+    request_id: str = _REQUEST_ID,
+    output: Format = _OUTPUT,
+) -> None:
+    """Record that a paid order was handed to the carrier."""
+    with connection.orders() as orders:
+        response = orders.ship_order(
+            order_id, carrier=carrier, tracking_code=tracking_code, etag=etag, request_id=request_id
+        )
+    show_message(response, _order_row(response.order), output)
+
+
+@app.command()
+@connected
+def complete(
+    connection: Connection,
+    order_id: str,
+    etag: str = _ETAG,
+    request_id: str = _REQUEST_ID,
+    output: Format = _OUTPUT,
+) -> None:
+    """Record that a shipped order was delivered."""
+    with connection.orders() as orders:
+        response = orders.complete_order(order_id, etag=etag, request_id=request_id)
+    show_message(response, _order_row(response.order), output)
+
+
+@app.command()
+@connected
+def refund(
+    connection: Connection,
+    order_id: str,
+    amount: str = typer.Option("", help="CURRENCY:AMOUNT_MINOR: EUR:998 is 9.98 EUR. All that is left if not given."),
+    reason: str = typer.Option("", help="Why, UPPER_SNAKE."),
+    etag: str = _ETAG,
+    request_id: str = _REQUEST_ID,
+    output: Format = _OUTPUT,
+) -> None:
+    """Pay back what was charged, or a part of it. Exit code 0 means that the gateway has taken it."""
+    with connection.orders() as orders:
+        response = orders.refund_order(
+            order_id, amount=_amount(amount) if amount else None, reason=reason, etag=etag, request_id=request_id
+        )
+    show_message(response, _order_row(response.order), output)
+
+
 def _print_states(responses: Iterable["WatchOrderResponse"]) -> None:
     from rich.console import Console
 
@@ -210,6 +281,18 @@ def _item(text: str) -> "LineItem":
         return item(sku, int(quantity), int(amount), currency)
     except ValueError:
         raise typer.BadParameter("has a number that is too large", param_hint="--item") from None
+
+
+def _amount(text: str) -> "Money":
+    from orderflow_client import Money
+
+    currency, _, amount = text.partition(":")
+    if not (currency and amount.isdecimal()):
+        raise typer.BadParameter("must be CURRENCY:AMOUNT_MINOR, for example EUR:998", param_hint="--amount")
+    try:
+        return Money(currency_code=currency, amount_minor=int(amount))
+    except ValueError:
+        raise typer.BadParameter("has a number that is too large", param_hint="--amount") from None
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -55,6 +55,7 @@ def test_the_shell_completes_commands_and_flags() -> None:
         )
         return set(done.stdout.split())
 
-    assert complete("orderflow order ") == {"create", "get", "watch", "list", "events", "explain"}
+    life = {"cancel", "ship", "complete", "refund"}
+    assert complete("orderflow order ") == {"create", "get", "watch", "list", "events", "explain"} | life
     assert complete("orderflow order list --st") == {"--status"}
     assert {"PAID", "PAYMENT_FAILED", "PROCESSING"} <= complete("orderflow order list --status P")

@@ -249,6 +249,70 @@ async def test_watch_gives_up_in_time(run: Run, orders: ScriptedOrders) -> None:
     assert (await run("watch", ID, "--timeout", "0.3")).exit_code == 64 + 4
 
 
+COMMANDS = {
+    "cancel": "--reason OUT_OF_BUSINESS",
+    "ship": "--carrier Parcels --tracking-code T-1",
+    "complete": "",
+    "refund": "--amount EUR:998 --reason DAMAGED",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("cancel", "CANCELLED"), ("ship", "SHIPPED"), ("complete", "COMPLETED"), ("refund", "REFUNDED")],
+)
+async def test_a_command_sends_what_the_flags_say(run: Run, orders: ScriptedOrders, command: str, status: str) -> None:
+    arguments = [command, ID, *COMMANDS[command].split(), "--request-id", "mine", "--etag", "etag-1"]
+    result = await run(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1].split()[:2] == [ID, status]
+    request = orders.seen[0].request
+    assert {field.name for field, _ in request.ListFields()} == set(request.DESCRIPTOR.fields_by_name)
+    assert (request.order_id, request.request_id, request.etag) == (ID, "mine", "etag-1")
+    for form in ("json", "jsonl"):
+        told = json.loads((await run(*arguments, "-o", form)).stdout)
+        assert (told["order"]["order_id"], told["consistency_token"]) == (ID, "token-2")
+        assert told["order"]["status"] == f"ORDER_STATUS_{status}"
+
+
+async def test_the_flags_of_a_command_reach_their_fields(run: Run, orders: ScriptedOrders) -> None:
+    for command, flags in COMMANDS.items():
+        assert (await run(command, ID, *flags.split())).exit_code == 0
+    cancel, ship, _, refund = (seen.request for seen in orders.seen)
+    assert (cancel.reason, ship.carrier, ship.tracking_code) == ("OUT_OF_BUSINESS", "Parcels", "T-1")
+    assert (refund.amount, refund.reason) == (Money(currency_code="EUR", amount_minor=998), "DAMAGED")
+    assert (await run("refund", ID)).exit_code == 0
+    assert not orders.seen[-1].request.HasField("amount")
+
+
+@pytest.mark.parametrize("amount", ["998", "EUR:", ":998", "EUR:9.98", "EUR:-1", "EUR:99999999999999999999"])
+async def test_a_refund_of_no_amount_is_exit_code_2(run: Run, orders: ScriptedOrders, amount: str) -> None:
+    result = await run("refund", ID, "--amount", amount)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert orders.seen == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("code", "reason", "exit_code"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_TRANSITION", 73),
+        (grpc.StatusCode.ABORTED, "ETAG_MISMATCH", 74),
+    ],
+)
+async def test_a_refusal_says_where_the_order_stands(
+    run: Run, orders: ScriptedOrders, command: str, code: grpc.StatusCode, reason: str, exit_code: int
+) -> None:
+    details = (error_info(reason, outcome="NOT_ACCEPTED", order_status="COMPLETED"),)
+    orders.script.append(Refusal(code, "it is so", details))
+    result = await run(command, ID, *COMMANDS[command].split(), "--request-id", "mine")
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert result.stderr == (
+        f"orderflow: {reason}: it is so; order status COMPLETED; request_id mine; outcome NOT_ACCEPTED;"
+        " safe to repeat: no\n"
+    )
+
+
 async def test_a_token_by_variable_and_by_file(
     run: Run, orders: ScriptedOrders, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
