@@ -102,7 +102,8 @@ class OrdersTestServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._watches.close()
-        await self._server.stop(None)
+        # Without a grace gRPC says on standard error that calls are cancelled, even where there are none.
+        await self._server.stop(1.0)
         self._waking.cancel()
         await asyncio.wait([self._waking])
 
