@@ -48,14 +48,17 @@ from storage.order_views import ListFilter, ListPosition, OrderView, OrderViews
 
 _GROUP: Final = "test-server"
 _NOWHERE: Final = Coordinates("orders", 0, 0)
+_PAID: Final = (PaymentStatus.PAYMENT_STATUS_CAPTURED, PaymentStatus.PAYMENT_STATUS_PARTIALLY_REFUNDED)
 
 
 class OrdersTestServer:
-    """Serves the OrderService on a loopback port. Orders stay CREATED until the test moves them.
+    """Serves the OrderService on a loopback port. Orders stay CREATED until the test, or a command, moves them.
+
+    CancelOrder, ShipOrder, CompleteOrder and RefundOrder are decided at once, by the rules of the real server.
 
     Attributes:
         target: Where it listens, for `OrdersClient`.
-        is_available: False makes it answer new orders with UNAVAILABLE, as it does while Kafka is away.
+        is_available: False makes it answer new orders and commands with UNAVAILABLE, as it does while Kafka is away.
     """
 
     target: str
@@ -142,6 +145,24 @@ class OrdersTestServer:
             order_id, OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED, PaymentStatus.PAYMENT_STATUS_NONE, reason
         )
         return self._store.add(events.order_rejected(cause, order, OrderRejectedDetails(reason=reason)))
+
+    def refund(self, order_id: str) -> Order:
+        """Pays back what a CANCELLED order had paid."""
+        cause = self._store.histories[order_id][-1]
+        order = Order()
+        order.CopyFrom(cause.order)
+        if order.status != OrderStatus.ORDER_STATUS_CANCELLED or order.payment_status not in _PAID:
+            raise lifecycle.IllegalTransitionError(order.status, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED)
+        left = order.total.amount_minor - order.refunded.amount_minor
+        details = PaymentRefundedDetails(
+            gateway_reference=f"test-{order_id}",
+            amount=Money(currency_code=order.total.currency_code, amount_minor=left),
+            whole=commands.add_refund(order, left),
+            reason=order.failure_reason,
+        )
+        _step(order)
+        delivery, owner = Delivery(cause, _GROUP, _NOWHERE), self._store.caller(order_id)
+        return self._store.add(events.payment_refunded(delivery, order, details, owner=owner))
 
     def _process_if_created(self, order_id: str) -> None:
         if self._store.histories[order_id][-1].order.status == OrderStatus.ORDER_STATUS_CREATED:

@@ -6,7 +6,18 @@ import pytest
 
 from clients.tests.caller import ORDER
 from domain.lifecycle import IllegalTransitionError
-from orderflow_client import InvalidOrder, OrdersClient, OrderStatus, PaymentStatus, RequestIdReused, Unavailable
+from orderflow_client import (
+    EtagMismatch,
+    IllegalTransition,
+    InvalidOrder,
+    Money,
+    OrdersClient,
+    OrderStatus,
+    PaymentStatus,
+    PreconditionFailed,
+    RequestIdReused,
+    Unavailable,
+)
 from server.testing import OrdersTestServer
 
 VALID = {**ORDER, "email": "a@example.com"}
@@ -68,10 +79,70 @@ async def test_it_has_the_rules_of_the_real_one(server: OrdersTestServer, client
         await client.create_order(**{**VALID, "request_id": "mine", "user_id": "other"})
 
 
+async def test_a_paid_order_is_shipped_completed_and_refunded(server: OrdersTestServer, client: OrdersClient) -> None:
+    order_id = (await client.create_order(**VALID)).order.order_id
+    paid = server.pay(order_id)
+    with pytest.raises(IllegalTransition) as early:
+        await client.complete_order(order_id)
+    assert (early.value.reason, early.value.order_status) == ("ILLEGAL_TRANSITION", "PAID")
+    shipped = await client.ship_order(order_id, carrier="Parcel Service", tracking_code="T-1", etag=paid.etag)
+    assert shipped.order.shipment.tracking_code == "T-1"
+    with pytest.raises(EtagMismatch) as old:
+        await client.complete_order(order_id, etag=paid.etag)
+    assert (old.value.reason, old.value.order_status) == ("ETAG_MISMATCH", "SHIPPED")
+    with pytest.raises(IllegalTransition):
+        await client.cancel_order(order_id)
+    await client.complete_order(order_id, etag=shipped.order.etag)
+    with pytest.raises(PreconditionFailed) as much:
+        await client.refund_order(order_id, amount=Money(amount_minor=3999, currency_code="EUR"))
+    assert (much.value.reason, much.value.order_status) == ("REFUND_TOO_LARGE", "COMPLETED")
+    refund = {"amount": Money(amount_minor=998, currency_code="EUR"), "request_id": "complaint-12"}
+    part = await client.refund_order(order_id, **refund)
+    assert await client.refund_order(order_id, **refund) == part
+    assert part.order.refunded.amount_minor == 998
+    with pytest.raises(RequestIdReused):
+        await client.refund_order(order_id, request_id="complaint-12")
+    whole = await client.refund_order(order_id)
+    assert whole.order.status == OrderStatus.ORDER_STATUS_REFUNDED
+    assert server.orders == [whole.order]
+
+
+async def test_a_cancelled_orders_money_follows_when_the_test_says_so(
+    server: OrdersTestServer, client: OrdersClient
+) -> None:
+    unpaid, paid = [(await client.create_order(**VALID)).order.order_id for _ in range(2)]
+    server.pay(paid)
+    await client.refund_order(paid, amount=Money(amount_minor=998, currency_code="EUR"))
+    for order_id in (unpaid, paid):
+        with pytest.raises(IllegalTransitionError):
+            server.refund(order_id)  # it is not cancelled
+        await client.cancel_order(order_id, reason="OUT_OF_BUSINESS")
+    order = server.refund(paid)
+    assert (order.status, order.payment_status, order.failure_reason, order.refunded.amount_minor) == (
+        OrderStatus.ORDER_STATUS_CANCELLED,
+        PaymentStatus.PAYMENT_STATUS_REFUNDED,
+        "OUT_OF_BUSINESS",
+        3998,
+    )
+    assert (await client.get_order(paid)).order == order
+    history = [(entry.type, entry.reason) async for entry in client.list_order_events(paid)]
+    assert history[-3:] == [
+        ("PAYMENT_REFUNDED", ""),
+        ("ORDER_CANCELLED", "OUT_OF_BUSINESS"),
+        ("PAYMENT_REFUNDED", "OUT_OF_BUSINESS"),
+    ]
+    for order_id in (unpaid, paid):
+        with pytest.raises(IllegalTransitionError):
+            server.refund(order_id)  # there is nothing to pay back, and nothing any more
+
+
 async def test_it_can_be_away(server: OrdersTestServer, client: OrdersClient) -> None:
     server.is_available = False
     with pytest.raises(Unavailable):
         await client.create_order(**VALID)
     server.is_available = True
-    await client.create_order(**VALID)
+    placed = await client.create_order(**VALID)
     assert len(server.orders) == 1
+    server.is_available = False
+    with pytest.raises(Unavailable):
+        await client.cancel_order(placed.order.order_id)
