@@ -93,7 +93,6 @@ async def test_list(run: Run) -> None:
         (["set", "SKU-1", "1", "--price", "1999"], 2, "CURRENCY:AMOUNT_MINOR"),
         (["price", "set", "SKU-1", "EUR"], 2, "CURRENCY:AMOUNT_MINOR"),
     ],
-    ids=" ".join,
 )
 async def test_errors(run: Run, arguments: list[str], code: int, told: str) -> None:
     result = await run(*arguments)
