@@ -1,28 +1,37 @@
 """`orderflow stock`, against a real server."""
 
-import asyncio
+import dataclasses
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.main import app
 from devstack import free_ports
 from settings import DatabaseSettings
 from storage.database import Database
 from storage.stock import Stock, StockLevel
 from tests import engines
 from tests.builders import a_sku
+from tests.e2e import programs
 from tests.security import ingress
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
 
 Run = Callable[..., Coroutine[Any, Any, Result]]
 
 
 async def run_command(*arguments: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, app, ["stock", *arguments])
+    code, out, err = await programs.run(sys.executable, "-m", "cli", "stock", *arguments)
+    return Result(code, out.decode(), err)
 
 
 @pytest.fixture
