@@ -109,8 +109,8 @@ class ServerSettings(Section):
     watch_limit_seconds: Seconds = pydantic.Field(
         3600, description="A WatchOrder that lasts longer is ended, and its client goes on with another, seconds."
     )
-    time_to_pay_minutes: int = pydantic.Field(
-        60, ge=1, description="How long an order may stay unpaid: its expire_time."
+    time_to_pay_minutes: float = pydantic.Field(
+        60, gt=0, description="How long an order may stay unpaid: its expire_time. Fractions count."
     )
     request_lookup_timeout: Seconds = pydantic.Field(
         0.2, description="Limit of looking up a repeated request_id in PostgreSQL, seconds. Past it, it is skipped."

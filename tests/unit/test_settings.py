@@ -39,6 +39,11 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded.gateway.key_window_hours == 0.5
 
 
+def test_the_time_to_pay_may_be_less_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_SERVER_TIME_TO_PAY_MINUTES", "0.2")
+    assert settings.load().server.time_to_pay.total_seconds() == 12
+
+
 def test_everything_wrong_is_named_at_once_with_what_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERFLOW_WORKER_ATTEMPTS", "0")
     monkeypatch.setenv("ORDERFLOW_WORKER_DRAIN_SECONDS", "30")
