@@ -12,6 +12,7 @@ import sys
 from typing import Any, Final
 
 from chaos.oracle import (
+    commands,
     dangers,
     ending,
     handover,
@@ -31,9 +32,9 @@ CHECKS: Final[dict[str, tuple[str, Check]]] = {
     "I2": ("no order that nobody asked for", orders.nothing_invented),
     "I3": ("every order ends, the same everywhere", orders.terminates),
     "I4": ("one outcome of payment per order", money.one_outcome),
-    "I5": ("one charge per paid order, none for others", money.money_per_order),
+    "I5": ("charged once, given back what is due", money.money_per_order),
     "I6": ("the sums of money agree", money.money_in_total),
-    "I7": ("one idempotency key per charge", money.keys),
+    "I7": ("one key per charge, nothing left open", money.keys),
     "I8": ("stock adds up", stock.stock),
     "I9": ("one message per event and channel", messages.told),
     "I10": ("each record leads to one thing, once", handover.atomic),
@@ -44,6 +45,7 @@ CHECKS: Final[dict[str, tuple[str, Check]]] = {
     "I15": ("one request, one order", orders.one_per_request),
     "I16": ("caught up, nothing hangs, all healthy", ending.live),
     "I17": ("nothing private in logs and headers", ending.private),
+    "I18": ("each command does one thing, or is refused", commands.answered),
     "sometimes": ("the run met its dangers", dangers.sometimes),
 }
 _SHOWN: Final = 10
@@ -100,6 +102,7 @@ def check(folder: pathlib.Path) -> Verdict:
     counts = {
         "calls": len(facts.run.calls),
         **{f"answered {outcome}": count for outcome, count in sorted(outcomes.items())},
+        "commands": len(facts.run.asked),
         "orders": len(facts.lives),
         "records": len(facts.run.committed),
         "aborted records": len(facts.run.uncommitted) - len(facts.run.committed),
@@ -108,6 +111,7 @@ def check(folder: pathlib.Path) -> Verdict:
         "dead letters": len(facts.letters),
         "parked records": len(facts.parked),
         "charges unknown": len(facts.unknown_payments),
+        "refunds open": len(facts.open_refunds),
     }
     return Verdict(violations, counts, dangers.met(facts))
 

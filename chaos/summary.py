@@ -48,7 +48,7 @@ def text(told: dict[str, Any]) -> str:
     lines += [f"  {count:4} x {what}" for what, count in told["faults"].items()]
     lines += [
         f"{told['kills_with_work_in_flight']} kills hit a process that held a record between fetch and commit",
-        f"from ORDER_CREATED to the end of an order: p50 {waits['p50']} s, p99 {waits['p99']} s, max {waits['max']} s",
+        f"from ORDER_CREATED until it is settled: p50 {waits['p50']} s, p99 {waits['p99']} s, max {waits['max']} s",
         f"slowest recovery: {told['slowest_recovery']['seconds']} s after {told['slowest_recovery']['after']}",
         f"settled {told['settle_seconds']} s after the last fault",
     ]
@@ -64,7 +64,7 @@ def _recovery(fault: Fault, spans: list[tuple[float, float]]) -> float:
 
 
 def _spans(facts: Facts) -> list[tuple[float, float]]:
-    """Returns when each settled order began and ended, by the timestamps of its records."""
+    """Returns when each settled order began and was first settled, by the timestamps of its records."""
     begun: dict[str, float] = {}
     ended: dict[str, float] = {}
     for copies in facts.copies.values():
@@ -72,5 +72,5 @@ def _spans(facts: Facts) -> list[tuple[float, float]]:
         if event.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED:
             begun[event.order.order_id] = moment
         elif event.revision and event.order.status not in OPEN:
-            ended[event.order.order_id] = moment
+            ended[event.order.order_id] = min(moment, ended.get(event.order.order_id, moment))
     return [(begun[order_id], ended[order_id]) for order_id in begun.keys() & ended.keys()]

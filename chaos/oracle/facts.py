@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError
 
@@ -136,14 +137,24 @@ class Facts:
     @functools.cached_property
     def unknown_payments(self) -> set[str]:
         """The orders whose charge nobody can tell the outcome of, by their open dead letters."""
-        found = set()
+        found = {event.order.order_id for event in self._given_up("PAYMENT_UNKNOWN")}
+        return {order_id for order_id in found if self.status(order_id) in rules.OPEN}
+
+    @functools.cached_property
+    def open_refunds(self) -> set[str]:
+        """The orders of which a refund is due that the gateway did not answer for, by their open dead letters."""
+        decided = {row["event_id"] for row in self.run.table("outcomes") if row["group_name"] == "payment-processor"}
+        given_up = self._given_up("GATEWAY_CHARGE_UNKNOWN")
+        return {event.order.order_id for event in given_up if event.event_id not in decided}
+
+    def _given_up(self, error_class: str) -> Iterator[OrderEvent]:
+        """Returns the events that the payment processor has given up for this reason."""
         for letter in self.letters:
-            if (letter.group, letter.error_class) == ("payment-processor", "PAYMENT_UNKNOWN"):
+            if (letter.group, letter.error_class) == ("payment-processor", error_class):
                 origin = self.records.get(letter.origin)
                 event = self.reading(origin, letter.origin[0]) if origin is not None else ""
                 if isinstance(event, OrderEvent):
-                    found.add(event.order.order_id)
-        return {order_id for order_id in found if self.status(order_id) in rules.OPEN}
+                    yield event
 
 
 def retry_topic(topic: str) -> tuple[str, float] | None:

@@ -20,15 +20,30 @@ import email.parser
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from orderflow.orders.v1.order_pb2 import Order
-from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
+from orderflow.orders.v1.order_service_pb2 import (
+    CancelOrderRequest,
+    CompleteOrderRequest,
+    CreateOrderRequest,
+    RefundOrderRequest,
+    ShipOrderRequest,
+)
 
 At = tuple[str, int, int]
 """Topic, partition, offset."""
 
 Row = dict[str, Any]
+
+CommandRequest = CancelOrderRequest | ShipOrderRequest | CompleteOrderRequest | RefundOrderRequest
+
+_COMMANDS: Final[dict[str, type[CommandRequest]]] = {
+    "CancelOrder": CancelOrderRequest,
+    "ShipOrder": ShipOrderRequest,
+    "CompleteOrder": CompleteOrderRequest,
+    "RefundOrder": RefundOrderRequest,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +89,29 @@ class Call:
         return content.SerializeToString(deterministic=True)
 
 
+@dataclasses.dataclass
+class Asked:
+    """One CancelOrder, ShipOrder, CompleteOrder or RefundOrder of one client. `outcome` as in `Call`."""
+
+    number: int
+    caller: str
+    method: str
+    request: CommandRequest
+    outcome: str = "unknown"
+    order: Order | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A WatchOrder from the revision `after` on: the revisions that it showed, in their order."""
+
+    order_id: str
+    client: str
+    after: int
+    revisions: list[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """A GetOrder that was answered. `least` is the revision that its token asked for; `number` orders the polls."""
@@ -113,7 +151,9 @@ class Run:
     folder: pathlib.Path
     info: dict[str, Any]
     calls: list[Call]
+    asked: list[Asked]
     seen: list[Seen]
+    watched: list[Watched]
     committed: list[Record]
     uncommitted: list[Record]
     journal: list[dict[str, Any]]
@@ -139,12 +179,14 @@ class Run:
 
 def load(folder: pathlib.Path) -> Run:
     """Reads a run. A file that is missing reads as empty, except run.json."""
-    calls, seen = _clients(folder / "clients.jsonl")
+    calls, asked, seen, watched = _clients(folder / "clients.jsonl")
     return Run(
         folder=folder,
         info=json.loads((folder / "run.json").read_text()),
         calls=calls,
+        asked=asked,
         seen=seen,
+        watched=watched,
         committed=[_record(line) for line in lines(folder / "topics.jsonl")],
         uncommitted=[_record(line) for line in lines(folder / "topics-uncommitted.jsonl")],
         journal=lines(folder / "gateway.jsonl"),
@@ -184,22 +226,30 @@ def _record(line: dict[str, Any]) -> Record:
     )
 
 
-def _clients(path: pathlib.Path) -> tuple[list[Call], list[Seen]]:
+def _clients(path: pathlib.Path) -> tuple[list[Call], list[Asked], list[Seen], list[Watched]]:
     calls: dict[int, Call] = {}
+    asked: dict[int, Asked] = {}
     seen: list[Seen] = []
+    watched: list[Watched] = []
     for line in lines(path):
-        if line["kind"] == "seen":
-            seen.append(Seen(line["order_id"], line["client"], len(seen), line["revision"], line["least"]))
-        elif line["kind"] == "call":
-            request = CreateOrderRequest.FromString(octets(line["request"]) or b"")
-            calls[line["call"]] = Call(line["call"], line["caller"], request)
-        else:
-            call = calls[line["call"]]
-            call.outcome = line["kind"]
-            call.reason = line.get("reason", "")
-            if line["kind"] == "ok":
-                call.order = Order.FromString(octets(line["order"]) or b"")
-    return list(calls.values()), seen
+        match line["kind"]:
+            case "seen":
+                seen.append(Seen(line["order_id"], line["client"], len(seen), line["revision"], line["least"]))
+            case "watched":
+                watched.append(Watched(line["order_id"], line["client"], line["after"], line["revisions"]))
+            case "call":
+                request = CreateOrderRequest.FromString(octets(line["request"]) or b"")
+                calls[line["call"]] = Call(line["call"], line["caller"], request)
+            case "command":
+                command = _COMMANDS[line["method"]].FromString(octets(line["request"]) or b"")
+                asked[line["call"]] = Asked(line["call"], line["caller"], line["method"], command)
+            case outcome:
+                call = calls.get(line["call"]) or asked[line["call"]]
+                call.outcome = outcome
+                call.reason = line.get("reason", "")
+                if outcome == "ok":
+                    call.order = Order.FromString(octets(line["order"]) or b"")
+    return list(calls.values()), list(asked.values()), seen, watched
 
 
 def _mail(path: pathlib.Path) -> Mail:

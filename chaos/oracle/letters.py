@@ -56,8 +56,9 @@ def invalid(facts: Facts) -> dict[tuple[str, At], str]:
 
 
 def _is_excused(facts: Facts, error_class: str) -> bool:
-    """A charge that a broken gateway leaves open is an operator's to settle."""
-    return error_class == "PAYMENT_UNKNOWN" and any(fault.target == _GATEWAY_FAULTS for fault in facts.run.faults)
+    """A charge or a refund that a broken gateway leaves open is an operator's to settle."""
+    is_open = error_class in ("PAYMENT_UNKNOWN", "GATEWAY_CHARGE_UNKNOWN")
+    return is_open and any(fault.target == _GATEWAY_FAULTS for fault in facts.run.faults)
 
 
 def _listed(facts: Facts) -> Iterator[Violation]:

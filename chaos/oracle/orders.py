@@ -91,12 +91,19 @@ def in_sequence(facts: Facts) -> Iterator[Violation]:
                 {"order": seen.order_id, "client": seen.client},
             )
         latest[who] = max(seen.revision, latest.get(who, 0))
+    for watched in facts.run.watched:
+        if watched.revisions != list(range(watched.after + 1, watched.after + 1 + len(watched.revisions))):
+            yield Violation(
+                "I13",
+                f"a watch from revision {watched.after} on showed {watched.revisions}",
+                {"order": watched.order_id, "client": watched.client},
+            )
 
 
 def _steps(order_id: str, life: list[OrderEvent]) -> Iterator[Violation]:
     stands: OrderStatus | None = None
     for event in life:
-        leads = rules.leads_to(event.type, stands)
+        leads = rules.leads_to(event, stands)
         if leads is None or event.order.status != leads:
             yield Violation(
                 "I13",

@@ -3,6 +3,7 @@
 import uuid
 from typing import Final
 
+from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.events.v1.order_event_pb2 import OrderEventType as Type
 from orderflow.orders.v1.order_pb2 import NotificationChannel
 from orderflow.orders.v1.order_pb2 import OrderStatus as Status
@@ -45,9 +46,37 @@ MOVES: Final[dict[Type, dict[Status | None, Status]]] = {
 }
 """Lifecycle events: from which state each may lead to which."""
 
+COMMANDS: Final[dict[Type, Type]] = {
+    Type.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED: Type.ORDER_EVENT_TYPE_ORDER_CANCELLED,
+    Type.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED: Type.ORDER_EVENT_TYPE_ORDER_SHIPPED,
+    Type.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED: Type.ORDER_EVENT_TYPE_ORDER_COMPLETED,
+    Type.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED: Type.ORDER_EVENT_TYPE_ORDER_EXPIRED,
+    Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED: Type.ORDER_EVENT_TYPE_PAYMENT_REFUNDED,
+}
+"""Commands: the lifecycle event that each asks for."""
+
+METHODS: Final = {
+    "CancelOrder": Type.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED,
+    "ShipOrder": Type.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED,
+    "CompleteOrder": Type.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED,
+    "RefundOrder": Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+}
+"""What a client calls, and the command that it gives."""
+
+SWEPT: Final = frozenset({Type.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED})
+"""The commands that the system gives by itself."""
+
 HANDLES: Final = {
-    "order-processor": frozenset({Type.ORDER_EVENT_TYPE_ORDER_CREATED}),
-    "payment-processor": frozenset({Type.ORDER_EVENT_TYPE_ORDER_PROCESSING}),
+    "order-processor": frozenset(
+        {Type.ORDER_EVENT_TYPE_ORDER_CREATED, *COMMANDS} - {Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED}
+    ),
+    "payment-processor": frozenset(
+        {
+            Type.ORDER_EVENT_TYPE_ORDER_PROCESSING,
+            Type.ORDER_EVENT_TYPE_ORDER_CANCELLED,
+            Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+        }
+    ),
     "notification-email": frozenset(MOVES),
     "notification-sms": frozenset(MOVES),
 }
@@ -59,13 +88,27 @@ OPEN: Final = frozenset({Status.ORDER_STATUS_CREATED, Status.ORDER_STATUS_PROCES
 
 PAID: Final = frozenset({Status.ORDER_STATUS_PAID, Status.ORDER_STATUS_SHIPPED, Status.ORDER_STATUS_COMPLETED})
 
+SOLD: Final = PAID | {Status.ORDER_STATUS_REFUNDED}
+"""Money that is given back brings no goods back; a cancellation does."""
+
+CALLED_OFF: Final = frozenset({Type.ORDER_EVENT_TYPE_ORDER_CANCELLED, Type.ORDER_EVENT_TYPE_ORDER_EXPIRED})
+
 _PAYMENTS: Final = PAYMENT | {Type.ORDER_EVENT_TYPE_PAYMENT_REFUNDED}
 _NOTIFICATIONS: Final = frozenset({Type.ORDER_EVENT_TYPE_NOTIFICATION_SENT, Type.ORDER_EVENT_TYPE_NOTIFICATION_FAILED})
 
 
-def leads_to(event_type: Type, stands: Status | None) -> Status | None:
+def leads_to(event: OrderEvent, stands: Status | None) -> Status | None:
     """Returns the state that an event leads to from another, None if it must not happen there."""
-    return MOVES[event_type].get(stands)
+    leads = MOVES[event.type].get(stands)
+    is_part = event.type == Type.ORDER_EVENT_TYPE_PAYMENT_REFUNDED and not event.payment_refunded.whole
+    return stands if leads is not None and is_part else leads
+
+
+def may_ask(command: OrderEvent, stands: Status) -> bool:
+    """Tells whether an order that stands there does what a command asks of it."""
+    if command.type == Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED and stands == Status.ORDER_STATUS_CANCELLED:
+        return not command.metadata.caller  # its money goes back without being asked for
+    return stands in MOVES[COMMANDS[command.type]]
 
 
 def topic_of(event_type: int) -> str:

@@ -10,7 +10,10 @@ from orderflow.orders.v1.order_pb2 import OrderStatus
 
 
 def stock(facts: Facts) -> Iterator[Violation]:
-    """I8: per SKU the initial stock is what is left, held by open orders, and sold; nothing is below zero."""
+    """I8: per SKU the initial stock is what is left, held by open orders, and sold; nothing is below zero.
+
+    Orders that were rejected, declined, cancelled or have expired hold nothing; a refunded one's goods stay sold.
+    """
     held: collections.Counter[str] = collections.Counter()
     sold: collections.Counter[str] = collections.Counter()
     for life in facts.lives.values():
@@ -18,7 +21,7 @@ def stock(facts: Facts) -> Iterator[Violation]:
         for item in last.items:
             if last.status == OrderStatus.ORDER_STATUS_PROCESSING:
                 held[item.sku] += item.quantity
-            elif last.status in rules.PAID:
+            elif last.status in rules.SOLD:
                 sold[item.sku] += item.quantity
     rows = {row["sku"]: row for row in facts.run.table("stock")}
     for sku, initial in facts.run.info["initial_stock"].items():
