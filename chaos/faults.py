@@ -33,6 +33,7 @@ _BURST: Final = 10
 _IN_FLIGHT: Final = "orderflow_worker_inflight_records"
 _BREAKER: Final = "orderflow_breaker_state"
 _PAYMENTS: Final = "orderflow_payments_total"
+_SWEPT: Final = "orderflow_swept_orders_total"
 _CALLS: Final = "orderflow_server_inflight_calls"
 _TRANSACTIONS: Final = "orderflow_worker_transactions_total"
 
@@ -237,19 +238,21 @@ class Faults:
         await self._faults(asked)
         try:
             if step.kind == "outage":
-                await self._until(_BREAKER, 'state="open"')
+                await self._until("payment-processor", _BREAKER, 'state="open"')
             elif "error_rate" in asked:
-                await self._until(_PAYMENTS, 'outcome="unknown"')
+                await self._until("payment-processor", _PAYMENTS, 'outcome="unknown"')
             for _ in range(int(step.seconds)):
                 await asyncio.sleep(1.0)
                 self._load.burst(3)
+            if step.kind == "outage":
+                await self._until("order-processor", _SWEPT, 'what="expiry"')
         finally:
             await self._faults({})
         self._journal.fault(step.kind, step.target, started, asked=asked)
 
-    async def _until(self, name: str, label: str) -> None:
-        """Waits, for a while, until a metric of the payment processors rises: right after a kill nobody may charge."""
-        addresses = [self._system.metrics_address(f"payment-processor{which}") for which in ("", "-2")]
+    async def _until(self, role: str, name: str, label: str) -> None:
+        """Waits, for a while, until a metric of a worker's processes rises: right after a kill nobody may work."""
+        addresses = [self._system.metrics_address(f"{role}{which}") for which in ("", "-2")]
         before = [await probes.metric(address, name, label) or 0.0 for address in addresses]
         deadline = time.monotonic() + _WHOLE_SECONDS
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The clients: place orders, repeat some requests, follow some orders, and write down what they were told."""
+"""The clients: place orders, ask things of them, repeat some calls, follow some orders, and write down all answers."""
 
 import asyncio
 import base64
@@ -10,8 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+import grpc
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
+
 from chaos.journal import Journal
+from chaos.lives import Command, Life, a_life
 from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
+from orderflow.orders.v1.order_service_pb2_grpc import OrderServiceStub
 from orderflow_client import CreateOrderResponse, InvalidOrder, OrderflowError, OrdersClient, Outcome, RequestIdReused
 
 STOCK: Final = {"CHAOS-HOT": (1_000_000, 1_999), "CHAOS-A": (1_000_000, 4_950), "CHAOS-B": (1_000_000, 125)}
@@ -23,7 +29,13 @@ CANARIES: Final = ("canary-7f3a@customers.example", "+4915799990042", "canary-re
 _CALLER: Final = "local"
 _CALL_SECONDS: Final = 6.0
 _PATIENCE_SECONDS: Final = 60.0
+_SETTLE_SECONDS: Final = 15.0
+"""How long a client waits for an order to be settled before it goes on: one of unknown payment never is."""
+_ANSWER_SECONDS: Final = 20.0
+"""How long a client asks for a command's outcome: a refund that the gateway does not answer for has none."""
 _REPEAT_AFTER: Final = 6.0
+_FINAL: Final = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.StatusCode.INVALID_ARGUMENT)
+"""What a command is refused with; anything else is worth another call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Wish:
     order: dict[str, Any]
     repeat: str
     follow: bool
+    life: Life
 
 
 def wishes(seed: int) -> Iterator[Wish]:
@@ -68,7 +81,9 @@ def _wish(dice: random.Random, seed: int, number: int) -> Wish:
     if dice.random() < 0.3:
         order["phone"] = CANARIES[1]
     repeat = dice.choices(("none", "at once", "later", "other"), (0.84, 0.06, 0.07, 0.03))[0]
-    return Wish(number, order, repeat, follow=dice.random() < 0.1)
+    total = sum(each["quantity"] * each["unit_price"]["amount_minor"] for each in order["items"])
+    life = a_life(dice, request_id=order["request_id"], total=total)
+    return Wish(number, order, repeat, dice.random() < 0.1, life)
 
 
 class Load:
@@ -133,8 +148,9 @@ class Load:
             answer = await self._placed(client, wish.order)
         if wish.repeat == "other":
             await self._placed(client, wish.order | {"external_reference": "another order"})
-        if answer is not None and wish.follow:
-            await self._follow(wish, client, answer)
+        if answer is not None:
+            following = [self._follow(wish, client, answer)] if wish.follow else []
+            await asyncio.gather(self._live(wish, answer), *following)
         if wish.repeat == "later":
             await asyncio.sleep(_REPEAT_AFTER)
             await self._placed(client, wish.order)
@@ -162,24 +178,95 @@ class Load:
                 self.accepted += 1
                 return answer
 
+    async def _live(self, wish: Wish, answer: CreateOrderResponse) -> None:
+        """Asks of an order what its life holds, each step when the one before has its answers."""
+        order_id, steps = answer.order.order_id, wish.life.steps
+        if wish.life.waits:
+            await self._watch(wish, answer)
+        for step in steps:
+            await asyncio.sleep(step.pause)
+            async with asyncio.TaskGroup() as tasks:
+                for number, command in enumerate(step.commands, wish.number):
+                    tasks.create_task(self._asked_all(number, order_id, command))
+
+    async def _asked_all(self, number: int, order_id: str, command: Command) -> None:
+        """Gives a command, and again if it is one that is repeated."""
+        if command.repeat == "at once":
+            await asyncio.gather(self._asked(number, order_id, command), self._asked(number + 1, order_id, command))
+        else:
+            await self._asked(number, order_id, command)
+        if command.repeat == "later":
+            await asyncio.sleep(_REPEAT_AFTER)
+            await self._asked(number, order_id, command)
+
+    async def _asked(self, number: int, order_id: str, command: Command) -> None:
+        """Calls until it is done or refused, with the same request_id, as a caller should; then reads the order."""
+        client = self._clients[number % self._count]
+        call = getattr(OrderServiceStub(client.channel), command.method)
+        request = command.of(order_id)
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            self._calls += 1
+            attempt = self._calls
+            text = _text(request.SerializeToString())
+            self._log.write(kind="command", call=attempt, caller=_CALLER, method=command.method, request=text)
+            try:
+                answer = await call(request, timeout=_CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                reason, is_refused = _refusal(error)
+                self._log.write(kind="refused" if is_refused else "unknown", call=attempt, reason=reason)
+                # The order was acknowledged: NOT_FOUND is one that waits for the order processor.
+                if error.code() in _FINAL or time.monotonic() > deadline:
+                    return
+                await asyncio.sleep(0.5)
+            else:
+                self._log.write(kind="ok", call=attempt, order=_text(answer.order.SerializeToString()))
+                await self._read(client, f"of {attempt}", order_id, answer.consistency_token, answer.order.revision)
+                return
+
+    async def _watch(self, wish: Wish, answer: CreateOrderResponse) -> None:
+        """Watches an order until it is settled, or for some time."""
+        client, order_id, shown = self._clients[wish.number % self._count], answer.order.order_id, list[int]()
+        token = answer.consistency_token
+        try:
+            async for response in client.watch_order(order_id, resume_token=token, timeout=_SETTLE_SECONDS):
+                shown.append(response.order.revision)
+        except OrderflowError:
+            pass  # what it has shown counts
+        self._log.write(
+            kind="watched",
+            order_id=order_id,
+            client=str(wish.number % self._count),
+            after=answer.order.revision,
+            revisions=shown,
+        )
+
     async def _follow(self, wish: Wish, client: OrdersClient, answer: CreateOrderResponse) -> None:
         token, least = answer.consistency_token, answer.order.revision
         for _ in range(6):
-            try:
-                found = await client.get_order(answer.order.order_id, consistency_token=token)
-            except OrderflowError:
-                await asyncio.sleep(0.5)
-                continue
-            order = found.order
-            self._log.write(
-                kind="seen",
-                order_id=order.order_id,
-                client=str(wish.number % self._count),
-                revision=order.revision,
-                least=least,
-            )
-            token, least = found.consistency_token, order.revision
+            reader = str(wish.number % self._count)
+            token, least = await self._read(client, reader, answer.order.order_id, token, least)
             await asyncio.sleep(0.5)
+
+    async def _read(self, client: OrdersClient, reader: str, order_id: str, token: str, least: int) -> tuple[str, int]:
+        """Reads an order, no older than the token says, if it can be. Returns what to read it with the next time."""
+        try:
+            found = await client.get_order(order_id, consistency_token=token)
+        except OrderflowError:
+            return token, least
+        revision = found.order.revision
+        self._log.write(kind="seen", order_id=order_id, client=reader, revision=revision, least=least)
+        return found.consistency_token, revision
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> tuple[str, bool]:
+    """Returns the server's reason, and whether it says that the order did not do what was asked."""
+    info = ErrorInfo()
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        detail.Unpack(info)  # does nothing for another type
+    is_refused = info.metadata.get("outcome") == Outcome.NOT_ACCEPTED or error.code() in _FINAL
+    return info.reason or error.code().name, is_refused
 
 
 def _text(value: bytes) -> str:

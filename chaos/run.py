@@ -35,6 +35,12 @@ REQUIRED: Final = (
     "breaker open",
     "breaker half-open",
     *(f"kill of {role} with work in flight" for role in ("server", *WORKERS)),
+    "unpaid order cancelled",
+    "paid order cancelled",
+    "order refunded in part",
+    "order refunded",
+    "order expired",
+    "command refused",
 )
 """The dangers that every run has to meet."""
 
