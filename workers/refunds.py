@@ -1,5 +1,6 @@
 """Gives money back: that of cancelled orders, and what somebody asked for. A part of the payment processor."""
 
+import contextlib
 import datetime
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -122,14 +123,14 @@ class Refunds:
             if (found := await self._gateway.find_refund(intent.idempotency_key)) is not None:
                 return found
             await self._decisions.sent_anew(intent)
+        if intent.first_send_time is None:
+            with contextlib.suppress(ChargeUnknown):
+                return await self._send(intent)
         try:
             return await self._send(intent)
         except ChargeUnknown:
-            pass
-        try:
-            return await self._send(intent)
-        except ChargeUnknown:
-            # A stored error under the key hides whether it was made.
+            # A stored error under the key hides whether it was made. What was sent before is not sent twice more: the
+            # second would meet the breaker that the first may have opened, in every round anew.
             if (found := await self._gateway.find_refund(intent.idempotency_key)) is not None:
                 return found
             raise

@@ -11,6 +11,7 @@ from workers.gateways.guard import GuardedGateway, Outcome, State
 
 APPROVED = Charge("ch_1", "k", True, "", 100, "EUR")
 DECLINED = Charge("ch_1", "k", False, "CARD_DECLINED", 100, "EUR")
+REFUNDED = Refund("re_1", "r", "ch_1", 1, "EUR")
 
 
 class ScriptedGateway:
@@ -38,10 +39,11 @@ class ScriptedGateway:
         return await self.charge(key, order_id="", amount_minor=0, currency_code="", payment_method="")
 
     async def refund(self, key: str, *, charge_reference: str, amount_minor: int) -> Refund:
-        raise NotImplementedError
+        await self.find(key)
+        return REFUNDED
 
     async def find_refund(self, key: str) -> Refund | None:
-        raise NotImplementedError
+        return await self.refund(key, charge_reference="", amount_minor=0)
 
     async def close(self, key: str) -> Charge | None:
         return await self.find(key)
@@ -287,3 +289,16 @@ async def test_an_unknown_probe_may_be_looked_up_once_although_the_breaker_is_op
     assert bench.state == "open", "a look-up says nothing about charges"
     with pytest.raises(GatewayUnavailable):
         await bench.guard.find("k")
+
+
+async def test_an_unknown_probe_that_was_a_refund_may_be_looked_up_too(bench: Bench) -> None:
+    await bench.trip()
+    bench.now += 30
+    bench.gateway.answer = ChargeUnknown("a stored error")
+    with pytest.raises(ChargeUnknown):
+        await bench.guard.refund("r", charge_reference="c", amount_minor=1)
+    bench.gateway.answer = APPROVED
+    assert bench.state == "open"
+    assert await bench.guard.find_refund("r") == REFUNDED
+    with pytest.raises(GatewayUnavailable):
+        await bench.guard.find_refund("r")

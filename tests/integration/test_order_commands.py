@@ -10,11 +10,12 @@ from domain.commands import CommandRefused
 from domain.failures import Transient
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.orders.v1.order_pb2 import Order, OrderStatus
+from storage import due_orders
 from storage.command_answers import CommandAnswers
 from storage.database import Database
 from storage.order_commands import OrderCommands
 from storage.stock import StockLevel
-from tests.builders import a_command, a_delivery, an_id
+from tests.builders import NOW, a_command, a_delivery, an_id
 from tests.lives import ATTEMPTS, IN_STOCK, ORDER_PROCESSOR, PAYMENT_PROCESSOR, QUANTITY, Life
 
 
@@ -93,6 +94,23 @@ async def test_an_order_with_a_charge_open_does_not_expire(life: Life, fault: An
     assert await life.sweep() == 0, "nobody asks"
     assert await done(life, "expire", caller="") in ("CHARGE_OPEN", "ILLEGAL_TRANSITION")
     assert (await life.stands())[0] in ("PROCESSING", "PAID")
+
+
+async def test_no_more_than_some_are_asked_to_expire_at_once_and_the_oldest_first(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long outage all that were not charged are due: asking for all would stop everything else."""
+    lives = [await Life(own_database).begin() for _ in range(3)]
+    async with own_database.connection() as connection:
+        for hours, life in enumerate(reversed(lives)):
+            await connection.execute(
+                "update orders set expire_time = $2 where order_id = $1",
+                life.order_id,
+                NOW + datetime.timedelta(hours=hours),
+            )
+    monkeypatch.setattr(due_orders, "_MOST", 2)
+    due = await due_orders.DueOrders(own_database).unpaid(NOW + datetime.timedelta(days=1))
+    assert due == [lives[2].order_id, lives[1].order_id]
 
 
 async def test_an_order_whose_gateway_was_away_expires_and_is_never_charged(life: Life) -> None:

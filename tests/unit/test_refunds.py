@@ -225,6 +225,15 @@ async def test_lost_twice_then_found(bench: Bench) -> None:
     assert len(bench.gateway.refunds) == 1
 
 
+async def test_one_that_was_sent_before_is_looked_up_after_one_more_send(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(DependencyDown):
+        await bench.asked("lost after", "unavailable")
+    assert await bench.asked("lost before") == bench.decisions.answer
+    assert bench.gateway.calls == ["refund", "find_refund"]
+    assert len(bench.gateway.refunds) == 1
+
+
 async def test_lost_twice_and_not_found_is_tried_again_under_the_same_key(bench: Bench) -> None:
     await bench.charge()
     with pytest.raises(Transient):

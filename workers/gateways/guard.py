@@ -103,20 +103,25 @@ class GuardedGateway:
 
     async def find(self, key: str) -> Charge | None:
         """See PaymentGateway."""
-        if key == self._unknown_probe and self.state != "closed":
-            self._unknown_probe = None
-            return await self._gateway.find(key)
-        return await self._guard(lambda: self._gateway.find(key))
+        return await self._looked_up(key, self._gateway.find)
 
     async def refund(self, key: str, *, charge_reference: str, amount_minor: int) -> Refund:
         """See PaymentGateway."""
-        return await self._guard(
-            lambda: self._gateway.refund(key, charge_reference=charge_reference, amount_minor=amount_minor)
-        )
+        self._admit()
+        is_probe = self.state == "half_open"
+        try:
+            return await self._admitted(
+                lambda: self._gateway.refund(key, charge_reference=charge_reference, amount_minor=amount_minor),
+                lambda _: "success",
+            )
+        except ChargeUnknown:
+            if is_probe:
+                self._unknown_probe = key
+            raise
 
     async def find_refund(self, key: str) -> Refund | None:
         """See PaymentGateway."""
-        return await self._guard(lambda: self._gateway.find_refund(key))
+        return await self._looked_up(key, self._gateway.find_refund)
 
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway."""
@@ -125,6 +130,13 @@ class GuardedGateway:
     async def aclose(self) -> None:
         """Close the guarded gateway."""
         await self._gateway.aclose()
+
+    async def _looked_up(self, key: str, look_up: Callable[[str], Awaitable[_Result]]) -> _Result:
+        """Looks up, once also past an open breaker if the key's send was the probe that opened it again."""
+        if key == self._unknown_probe and self.state != "closed":
+            self._unknown_probe = None
+            return await look_up(key)
+        return await self._guard(lambda: look_up(key))
 
     async def _guard(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
         self._admit()
