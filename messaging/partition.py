@@ -293,14 +293,14 @@ class PartitionRunner:
     # -- handling ------------------------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
-        while self._ready and len(self._tasks) < self._limits.max_in_flight:
+        while self._ready and not self._draining and len(self._tasks) < self._limits.max_in_flight:
             task = asyncio.create_task(self._handle_key(self._ready.popleft()))
             self._tasks.add(task)
             task.add_done_callback(self._key_ended)
 
     def _key_ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if self._is_open and not self._draining:
+        if self._is_open:
             self._start_ready()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crash = error

@@ -1,6 +1,7 @@
 """Looks at the running system from outside: topics, gateway journal, metrics. Shares no code with the workers."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import time
@@ -9,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from google.protobuf.message import DecodeError
 
 from chaos.oracle import folder
 from orderflow.events.v1.order_event_pb2 import OrderEvent
@@ -57,12 +59,13 @@ async def read_topic(bootstrap: str, topic: str, partitions: int = 3) -> list[Co
 
 async def read_events(bootstrap: str, *topics: str) -> list[OrderEvent]:
     """Returns every committed event of the topics; what is not an event is left out."""
-    return [
-        OrderEvent.FromString(record.value)
-        for topic in topics
-        for record in await read_topic(bootstrap, topic)
-        if any(name == "ce_id" for name, _ in record.headers)
-    ]
+    found = []
+    for topic in topics:
+        for record in await read_topic(bootstrap, topic):
+            if any(name == "ce_id" for name, _ in record.headers):
+                with contextlib.suppress(DecodeError):
+                    found.append(OrderEvent.FromString(record.value))
+    return found
 
 
 async def write(bootstrap: str, topic: str, records: list[tuple[bytes | None, bytes | None]]) -> list[tuple[int, int]]:

@@ -506,8 +506,9 @@ async def test_a_stop_finishes_and_commits_what_is_in_flight(worker: Worker, out
         await engines.send_events(worker.kafka, events)
         await engines.eventually(lambda: len(worker.deliveries) == 5, "all are in flight")
         await engines.send_events(worker.kafka, later)
-        at_work.stop.set()
         runners = [runner for runner, _ in runtime._runners.values()]
+        await engines.eventually(lambda: sum(each.unfinished for each in runners) == 10, "the others are at hand")
+        at_work.stop.set()
         await engines.eventually(lambda: all(runner.is_draining for runner in runners), "it is draining")
         done, _ = await asyncio.wait([at_work.task], timeout=0.5)
         assert not done, "it waits for what is in flight"
