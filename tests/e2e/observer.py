@@ -62,7 +62,7 @@ async def read_events(bootstrap: str, *topics: str) -> list[OrderEvent]:
     found = []
     for topic in topics:
         for record in await read_topic(bootstrap, topic):
-            if any(name == "ce_id" for name, _ in record.headers):
+            if record.value is not None and any(name == "ce_id" for name, _ in record.headers):
                 with contextlib.suppress(DecodeError):
                     found.append(OrderEvent.FromString(record.value))
     return found
