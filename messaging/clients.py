@@ -1,19 +1,26 @@
 """Kafka clients with every setting that the guarantees rest on spelled out. aiokafka's defaults are the unsafe ones."""
 
+import asyncio
+import contextlib
 import ssl
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from messaging import aiokafka_internals, header_names
 from messaging.topics import DEAD_LETTERS
 from settings import KafkaSettings
+from telemetry import logs
+
+log = logs.get()
 
 REBALANCE_TIMEOUT_MS = 30_000  # above every drain limit, below the request time-out: JoinGroup waits with that one
 _REQUEST_TIMEOUT_MS = 40_000
+_RETRY_SECONDS: Final = 1.0
 
 
 def _connection(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
@@ -89,6 +96,24 @@ def consumer(settings: KafkaSettings, *, client_id: str, group: str | None) -> A
         max_partition_fetch_bytes=DEAD_LETTERS.max_message_bytes,
         metadata_max_age_ms=60_000,
     )
+
+
+async def started_consumer(
+    settings: KafkaSettings, *, client_id: str, group: str, stop: asyncio.Event
+) -> AIOKafkaConsumer | None:
+    """Returns a worker's consumer once Kafka has let it start; None if told to stop before."""
+    while not stop.is_set():
+        started = consumer(settings, client_id=client_id, group=group)
+        try:
+            await started.start()
+            return started
+        except KafkaError as error:
+            log.warning("worker.waiting", worker=group, waits_for="kafka", error=repr(error))
+            await aiokafka_internals.discard_consumer(started, seconds=2)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_SECONDS):
+                    await stop.wait()
+    return None
 
 
 def admin(settings: KafkaSettings, *, client_id: str) -> AIOKafkaAdminClient:

@@ -102,7 +102,11 @@ class ProjectionRuntime:
             GroupOffsetLostError: the topic no longer holds what comes next: records would be lost silently.
             KafkaError: one that does not pass by itself.
         """
-        while (consumer := await self._start_consumer(stop)) is not None:
+        while (
+            consumer := await clients.started_consumer(
+                self._kafka, client_id=self._client_id, group=self._group, stop=stop
+            )
+        ) is not None:
             self._consumer = consumer
             self._failure = asyncio.get_running_loop().create_future()
             stopping = asyncio.create_task(stop.wait())
@@ -126,20 +130,6 @@ class ProjectionRuntime:
                 await asyncio.wait([polling])
                 self.revoke()
                 await aiokafka_internals.discard_consumer(consumer, seconds=5)
-
-    async def _start_consumer(self, stop: asyncio.Event) -> AIOKafkaConsumer | None:
-        while not stop.is_set():
-            consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._group)
-            try:
-                await consumer.start()
-                return consumer
-            except KafkaError as error:
-                log.warning("worker.waiting", worker=self._group, waits_for="kafka", error=repr(error))
-                await aiokafka_internals.discard_consumer(consumer, seconds=2)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_SECONDS):
-                        await stop.wait()
-        return None
 
     async def _keep_polling(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         consumer.subscribe([topic.name for topic in self._reads], listener=_Rebalances(self, consumer))

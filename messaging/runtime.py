@@ -76,7 +76,9 @@ class WorkerRuntime:
             KafkaError: one that does not pass by itself.
         """
         while not stop.is_set():
-            consumer = await self._start_consumer(stop)
+            consumer = await clients.started_consumer(
+                self._kafka, client_id=self._client_id, group=self._spec.group, stop=stop
+            )
             if consumer is None:
                 return
             self._consumer = consumer
@@ -110,20 +112,6 @@ class WorkerRuntime:
         consumer.subscribe([topic.name for topic in self.registers], listener=_Rebalances(self, consumer))
         while not stop.is_set():
             await self._poll(consumer)
-
-    async def _start_consumer(self, stop: asyncio.Event) -> AIOKafkaConsumer | None:
-        while not stop.is_set():
-            consumer = clients.consumer(self._kafka, client_id=self._client_id, group=self._spec.group)
-            try:
-                await consumer.start()
-                return consumer
-            except KafkaError as error:
-                log.warning("worker.waiting", worker=self._spec.group, waits_for="kafka", error=repr(error))
-                await aiokafka_internals.discard_consumer(consumer, seconds=2)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_SECONDS):
-                        await stop.wait()
-        return None
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         try:
