@@ -8,6 +8,7 @@ outlives it, and faults. When it serves it prints one JSON line with its address
     POST /charges/{key}/close  -> {"charge": {...} or null}
     POST /refunds              {charge_reference, amount_minor} -> {"refund": {...}}
     GET  /refunds/{key}        -> {"refund": {...}}, or 404 with the code GATEWAY_REFUND_NOT_FOUND
+    GET  /movements            ?since=&until=&after= -> {"movements": [...], "next": ""}; times are seconds of the epoch
     GET, PUT /faults           on the admin port only, which an outage does not close
 
 Charges and refunds carry their key in the header Idempotency-Key.
@@ -73,6 +74,7 @@ class GatewayServer:
             web.post("/charges/{key}/close", self._close),
             web.post("/refunds", self._refund),
             web.get("/refunds/{key}", self._find_refund),
+            web.get("/movements", self._movements),
         ]
 
     def admin_routes(self) -> list[web.RouteDef]:
@@ -113,6 +115,19 @@ class GatewayServer:
         charge = self._book.close(request.match_info["key"])
         await self._journal.sync()
         return web.json_response({"charge": None if charge is None else asdict(charge)})
+
+    async def _movements(self, request: web.Request) -> web.StreamResponse:
+        await self._take_time(request)
+        try:
+            since, until = float(request.query["since"]), float(request.query["until"])
+            page = self._book.movements(since, until, request.query.get("after", ""))
+        except (KeyError, ValueError):
+            _refuse(400, "GATEWAY_INVALID_REQUEST", "expected since and until, seconds since the epoch")
+        except GatewayRefused as refused:
+            _refuse(400, refused.error_class, refused.message)
+        await self._journal.sync()
+        listed = [{**asdict(each), "time": each.time.timestamp()} for each in page.movements]
+        return web.json_response({"movements": listed, "next": page.next_cursor})
 
     async def _execute(self, request: web.Request, decide: Callable[[Call], dict[str, Any]]) -> web.StreamResponse:
         """A call that moves money, with its faults."""

@@ -1,6 +1,8 @@
 """HttpGateway against the gateway's own process: what is executed is in the journal first, whatever dies."""
 
 import asyncio
+import datetime
+import json
 import signal
 from pathlib import Path
 
@@ -95,6 +97,32 @@ async def test_kill_in_the_middle_every_answer_that_came_is_in_the_journal(gatew
     for number, result in enumerate(results):
         if isinstance(result, GatewayUnavailable):
             assert f"k-{number}" not in written, "told that nothing was sent, yet it executed"
+
+
+async def test_movements_outlive_the_process_and_a_line_that_is_planted_is_one(gateway: GatewayProcess) -> None:
+    begin = datetime.datetime.now(datetime.UTC)
+    await gateway.start()
+    paid = [await charge(gateway.client, f"k-{number}", order_id=f"o-{number}") for number in range(120)]
+    back = await gateway.client.refund("r-1", charge_reference=paid[7].reference, amount_minor=1)
+    await gateway.end(signal.SIGKILL)
+    planted = {**gateway.lines()[0], "reference": "ch_planted", "time": begin.timestamp() - 3600}
+    with gateway.journal.open("a") as journal:
+        journal.write(f"{json.dumps(planted)}\n")
+    await gateway.start()
+    end = datetime.datetime.now(datetime.UTC)
+    first = await gateway.client.movements(begin, end)
+    second = await gateway.client.movements(begin, end, first.next_cursor)
+    assert (len(first.movements), len(second.movements), second.next_cursor) == (100, 21, "")
+    moved = {each.reference: each for each in (*first.movements, *second.movements)}
+    assert {(each.reference, moved[each.reference].order_id) for each in paid} == {
+        (each.reference, f"o-{number}") for number, each in enumerate(paid)
+    }
+    assert (moved[back.reference].order_id, moved[back.reference].amount_minor) == ("o-7", 1)
+    assert all(begin <= each.time < end for each in moved.values())
+    [found] = (await gateway.client.movements(begin - datetime.timedelta(days=1), begin)).movements
+    assert (found.reference, found.order_id, found.amount_minor) == ("ch_planted", "o-0", 3998)
+    with pytest.raises(GatewayRefused):
+        await gateway.client.movements(begin, end, "no cursor")
 
 
 async def test_a_torn_last_line_is_cut_off(gateway: GatewayProcess) -> None:

@@ -1,12 +1,13 @@
 """The breaker discipline of GuardedGateway."""
 
 import asyncio
+import datetime
 from collections.abc import Callable
 
 import pytest
 
 from domain.failures import DependencyDown
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, Refund
+from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, MovementPage, Refund
 from workers.gateways.guard import GuardedGateway, Outcome, State
 
 APPROVED = Charge("ch_1", "k", True, "", 100, "EUR")
@@ -47,6 +48,10 @@ class ScriptedGateway:
 
     async def close(self, key: str) -> Charge | None:
         return await self.find(key)
+
+    async def movements(self, since: datetime.datetime, until: datetime.datetime, cursor: str = "") -> MovementPage:
+        await self.find(cursor)
+        return MovementPage((), f"{since:%H} to {until:%H} after {cursor}")
 
     async def aclose(self) -> None:
         self.calls = -1
@@ -259,6 +264,21 @@ async def test_find_and_close_feed_the_breaker_too(bench: Bench) -> None:
         with pytest.raises(GatewayUnavailable):
             await call("k")
     assert bench.state == "open"
+
+
+async def test_a_page_of_movements_is_a_call_like_the_others(bench: Bench) -> None:
+    since = datetime.datetime(2026, 1, 1, 7, tzinfo=datetime.UTC)
+    until = since + datetime.timedelta(hours=1)
+    assert (await bench.guard.movements(since, until, "c")).next_cursor == "07 to 08 after c"
+    bench.gateway.answer = GatewayUnavailable("refused")
+    for _ in range(3):
+        with pytest.raises(GatewayUnavailable):
+            await bench.guard.movements(since, until)
+    assert bench.state == "open"
+    calls = bench.gateway.calls
+    with pytest.raises(GatewayUnavailable, match="the breaker is open"):
+        await bench.guard.movements(since, until)
+    assert bench.gateway.calls == calls
 
 
 async def test_aclose_closes_the_gateway_inside(bench: Bench) -> None:

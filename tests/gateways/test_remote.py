@@ -1,5 +1,6 @@
 """HttpGateway against servers that answer wrongly: nothing but the gateway's own word settles a charge."""
 
+import datetime
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -9,7 +10,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from domain.failures import Failure
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, KeyClosed
+from domain.reconciliation import Movement
+from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, KeyClosed, MovementPage
 from workers.gateways.remote import HttpGateway
 
 GOOD = {
@@ -145,6 +147,48 @@ async def test_a_refund_is_looked_up(serve: Serve) -> None:
     for nothing in (lambda: web.Response(status=404), lambda: web.json_response({"refund": {**good, "key": "r-2"}})):
         with pytest.raises(GatewayUnavailable):
             await (await serve(nothing)).find_refund("r-1")
+
+
+MOVED = {
+    "kind": "charge",
+    "time": 1_767_225_600.5,
+    "reference": "ch_1",
+    "charge_reference": "ch_1",
+    "order_id": "o-1",
+    "amount_minor": 100,
+    "currency_code": "EUR",
+}
+SINCE, UNTIL = (datetime.datetime(2026, 1, day, tzinfo=datetime.UTC) for day in (1, 2))
+
+
+async def test_movements_are_read_page_by_page(serve: Serve) -> None:
+    gateway = await serve(lambda: web.json_response({"movements": [MOVED], "next": "c-1"}))
+    page = await gateway.movements(SINCE, UNTIL)
+    time = SINCE + datetime.timedelta(seconds=0.5)
+    assert page == MovementPage((Movement("charge", time, "ch_1", "ch_1", "o-1", 100, "EUR"),), "c-1")
+    with pytest.raises(GatewayUnavailable, match="end"):
+        await gateway.movements(SINCE, UNTIL, "c-1")
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (500, "{}"),
+        (200, "{}"),
+        (200, json.dumps({"movements": []})),
+        (200, json.dumps({"movements": {}, "next": ""})),
+        (200, json.dumps({"movements": ["charge"], "next": ""})),
+        (200, json.dumps({"movements": [{**MOVED, "kind": "payout"}], "next": ""})),
+        (200, json.dumps({"movements": [{**MOVED, "time": 1e30}], "next": ""})),
+        (200, json.dumps({"movements": [{**MOVED, "time": "now"}], "next": ""})),
+        (200, json.dumps({"movements": [{**MOVED, "amount_minor": 1.5}], "next": ""})),
+        (200, json.dumps({"movements": [{**MOVED, "order_id": None}], "next": ""})),
+    ],
+)
+async def test_a_listing_that_is_none_is_dependency_down(serve: Serve, status: int, text: str) -> None:
+    gateway = await serve(lambda: web.Response(status=status, text=text))
+    with pytest.raises(GatewayUnavailable):
+        await gateway.movements(SINCE, UNTIL)
 
 
 async def test_proxies_of_the_environment_are_not_used(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """The rules of the simulated gateway: keys, parameters, expiry, close, declines, refunds."""
 
 import asyncio
+import datetime
 import zlib
 from typing import Any
 
 import pytest
 
+from domain.reconciliation import Movement
 from workers.gateways.book import ChargeExecuted, Execution, KeyWasClosed, RefundExecuted
 from workers.gateways.gateway import (
     Charge,
@@ -191,3 +193,51 @@ async def test_a_lost_answer_has_executed_and_an_unavailable_gateway_has_not() -
         await charge(gateway, "k-2")
     gateway.unavailable_rate = 0.0
     assert await gateway.find("k-2") is None
+
+
+async def moved(gateway: SimulatedGateway, since: float, until: float) -> list[list[Movement]]:
+    """Returns the pages of the movements between two times."""
+    begin, end = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (since, until))
+    pages, cursor = [], ""
+    while True:
+        page = await gateway.movements(begin, end, cursor)
+        pages.append(list(page.movements))
+        if not page.next_cursor:
+            return pages
+        cursor = page.next_cursor
+
+
+async def test_movements_are_what_was_approved_and_given_back_in_its_time() -> None:
+    clock = Clock()
+    gateway = SimulatedGateway(clock=clock)
+    paid = await charge(gateway)
+    await charge(gateway, "k-2", payment_method="pm_card_chargeDeclined")
+    await gateway.close("k-3")
+    clock.now += 10
+    back = await gateway.refund("r-1", charge_reference=paid.reference, amount_minor=998)
+    times = [datetime.datetime.fromtimestamp(clock.now - ago, datetime.UTC) for ago in (10, 0)]
+    listed = [
+        Movement("charge", times[0], paid.reference, paid.reference, "o-1", 3998, "EUR"),
+        Movement("refund", times[1], back.reference, paid.reference, "o-1", 998, "EUR"),
+    ]
+    assert await moved(gateway, clock.now - 10, clock.now + 1) == [listed]
+    assert await moved(gateway, clock.now - 10, clock.now) == [listed[:1]], "without the end"
+    assert await moved(gateway, clock.now, clock.now + 1) == [listed[1:]]
+    assert await moved(gateway, clock.now + 1, clock.now + 2) == [[]]
+
+
+async def test_pages_of_movements_part_no_moment_and_bring_each_once() -> None:
+    clock = Clock()
+    gateway = SimulatedGateway(clock=clock)
+    for number in range(250):
+        clock.now += number // 200  # most are of one moment
+        await charge(gateway, f"k-{number}")
+    pages = await moved(gateway, clock.now - 1_000_000, clock.now + 1)
+    assert [len(page) for page in pages] == [100, 100, 50]
+    assert len({each.reference for page in pages for each in page}) == 250
+    assert [len(page) for page in await moved(gateway, 1_000_000, 1_000_001)] == [100, 100]
+
+
+async def test_a_cursor_of_somebody_else_is_refused() -> None:
+    with pytest.raises(GatewayRefused):
+        await SimulatedGateway().movements(*[datetime.datetime.now(datetime.UTC)] * 2, "next")

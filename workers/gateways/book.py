@@ -3,18 +3,22 @@
 Every change is an `Execution`, applied by `Book.apply` whether it happens now or is read back from a journal.
 """
 
+import bisect
+import datetime
 import time
 import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.gateways.gateway import Charge, GatewayRefused, KeyClosed, Refund
+from domain.reconciliation import Movement
+from workers.gateways.gateway import Charge, GatewayRefused, KeyClosed, MovementPage, Refund
 
 DAY_SECONDS = 24 * 60 * 60.0
 _DECLINED = "pm_card_chargeDeclined"
 _DECLINE_REASONS = {"InsufficientFunds": "INSUFFICIENT_FUNDS", "ExpiredCard": "EXPIRED_CARD"}
 _BENCHMARK_DECLINES_ONE_IN = 50
+_MOVEMENTS_ON_A_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Book:
         self._by_reference: dict[str, ChargeExecuted] = {}
         self._refunded: dict[str, int] = {}
         self._closed: set[str] = set()
+        self._moved: list[ChargeExecuted | RefundExecuted] = []  # by time and reference
 
     def charge(
         self,
@@ -171,6 +176,22 @@ class Book:
             self._execute(KeyWasClosed(time=self._clock(), key=key))
         return self.find(key)
 
+    def movements(self, since: float, until: float, cursor: str = "") -> MovementPage:
+        """A page of the money that moved, oldest first; times are seconds since the epoch. Raises GatewayRefused."""
+        begin = bisect.bisect_left(self._moved, since, key=lambda each: each.time)
+        if cursor:
+            at, _, reference = cursor.partition("|")
+            try:
+                last = (float(at), reference)
+            except ValueError:
+                raise GatewayRefused("GATEWAY_INVALID_REQUEST", "the cursor is none of this gateway's") from None
+            begin = max(begin, bisect.bisect_right(self._moved, last, key=_position))
+        end = bisect.bisect_left(self._moved, until, key=lambda each: each.time)
+        page = self._moved[begin : min(end, begin + _MOVEMENTS_ON_A_PAGE)]
+        is_last = begin + len(page) >= end
+        next_cursor = "" if is_last else f"{page[-1].time!r}|{page[-1].reference}"
+        return MovementPage(tuple(map(self._movement, page)), next_cursor)
+
     def apply(self, execution: Execution) -> None:
         """Take in what was executed, now or, read from a journal, earlier."""
         match execution:
@@ -182,10 +203,13 @@ class Book:
                 known = self._charges.get(execution.key)
                 if known is None or not known.approved:
                     self._charges[execution.key] = execution
+                if execution.approved:
+                    bisect.insort(self._moved, execution, key=_position)
             case RefundExecuted():
                 self._answers[execution.key] = execution
                 so_far = self._refunded.get(execution.charge_reference, 0)
                 self._refunded[execution.charge_reference] = so_far + execution.amount_minor
+                bisect.insort(self._moved, execution, key=_position)
 
     def _execute(self, execution: Execution) -> None:
         self.apply(execution)
@@ -200,12 +224,29 @@ class Book:
         _require(stored.parameters == asked.parameters, "GATEWAY_KEY_REUSED", "the key was used with other parameters")
         return stored
 
+    def _movement(self, executed: ChargeExecuted | RefundExecuted) -> Movement:
+        charge_reference = executed.reference if isinstance(executed, ChargeExecuted) else executed.charge_reference
+        charge = self._by_reference.get(charge_reference)
+        return Movement(
+            kind="charge" if isinstance(executed, ChargeExecuted) else "refund",
+            time=datetime.datetime.fromtimestamp(executed.time, datetime.UTC),
+            reference=executed.reference,
+            charge_reference=charge_reference,
+            order_id=charge.order_id if charge is not None else "",
+            amount_minor=executed.amount_minor,
+            currency_code=executed.currency_code,
+        )
+
     def _decline_reason(self, order_id: str, payment_method: str) -> str:
         if payment_method.startswith(_DECLINED):
             return _DECLINE_REASONS.get(payment_method.removeprefix(_DECLINED), "CARD_DECLINED")
         if self._benchmark_declines and zlib.crc32(order_id.encode()) % _BENCHMARK_DECLINES_ONE_IN == 0:
             return "CARD_DECLINED"
         return ""
+
+
+def _position(executed: ChargeExecuted | RefundExecuted) -> tuple[float, str]:
+    return executed.time, executed.reference
 
 
 def _require(holds: bool, error_class: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The seam to the payment gateway: five calls by key, what they answer, and what each failure means.
+"""The seam to the payment gateway: five calls by key and a listing, what they answer, and what each failure means.
 
 A key stands for one intent to move money, for ever. Everything here is told apart by one question: can money have
 moved?
@@ -10,10 +10,12 @@ moved?
     a Charge that is not approved        no: a business result, not an error
 """
 
+import datetime
 from dataclasses import dataclass
 from typing import Protocol
 
 from domain.failures import DependencyDown, Permanent, Transient
+from domain.reconciliation import Movement
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,14 @@ class Refund:
     charge_reference: str
     amount_minor: int
     currency_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class MovementPage:
+    """A page of what the gateway did. `next_cursor` brings the next one; empty: this is the last."""
+
+    movements: tuple[Movement, ...]
+    next_cursor: str
 
 
 class ChargeUnknown(Transient):
@@ -150,6 +160,23 @@ class PaymentGateway(Protocol):
 
         Raises:
             GatewayUnavailable: the gateway did not answer; the key may be closed or not.
+        """
+        ...
+
+    async def movements(self, since: datetime.datetime, until: datetime.datetime, cursor: str = "") -> MovementPage:
+        """A page of the money that moved from `since` until before `until`, in any order.
+
+        Approved charges and refunds, whatever moved them, this system's keys or a person at the gateway; but in an
+        account that others share, what is theirs is left out. A movement is listed under the time at which it
+        happened, and soon after it: a reconciliation asks for a time that is some minutes ago.
+
+        Args:
+            since: aware; where the listing begins.
+            until: aware; where it ends.
+            cursor: empty for the first page, then what the last one brought, with the same times.
+
+        Raises:
+            GatewayUnavailable: the gateway did not answer, or not in its own form.
         """
         ...
 

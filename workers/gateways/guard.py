@@ -15,13 +15,22 @@ ways into a call do not fit asyncio (1.4.1: a cancellation counts, a half-open b
 """
 
 import contextlib
+import datetime
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
 import pybreaker
 
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, PaymentGateway, Refund
+from workers.gateways.gateway import (
+    Charge,
+    ChargeUnknown,
+    GatewayRefused,
+    GatewayUnavailable,
+    MovementPage,
+    PaymentGateway,
+    Refund,
+)
 
 State = Literal["closed", "open", "half_open"]
 Outcome = Literal["success", "failure", "declined", "not_permitted"]
@@ -126,6 +135,10 @@ class GuardedGateway:
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway."""
         return await self._guard(lambda: self._gateway.close(key))
+
+    async def movements(self, since: datetime.datetime, until: datetime.datetime, cursor: str = "") -> MovementPage:
+        """See PaymentGateway."""
+        return await self._guard(lambda: self._gateway.movements(since, until, cursor))
 
     async def aclose(self) -> None:
         """Close the guarded gateway."""

@@ -5,18 +5,21 @@ tells nothing about the money, and is treated like no answer.
 """
 
 import asyncio
+import datetime
 import json
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
+from domain.reconciliation import Movement
 from workers.gateways.gateway import (
     Charge,
     ChargeUnknown,
     GatewayRefused,
     GatewayUnavailable,
     KeyClosed,
+    MovementPage,
     Refund,
 )
 from workers.gateways.pools import PooledTransport
@@ -31,7 +34,7 @@ _ANSWER_LIMIT = 64 * 1024
 _KEEPALIVE_SECONDS = 15.0
 
 _Json = dict[str, Any]
-_Value = TypeVar("_Value", str, bool, int)
+_Value = TypeVar("_Value", str, bool, int, float)
 
 
 class HttpGateway:
@@ -124,11 +127,22 @@ class HttpGateway:
         except ChargeUnknown as unknown:
             raise GatewayUnavailable(f"closing the key got no answer: {unknown.message}") from unknown
 
+    async def movements(self, since: datetime.datetime, until: datetime.datetime, cursor: str = "") -> MovementPage:
+        """See PaymentGateway."""
+        asked = urlencode({"since": since.timestamp(), "until": until.timestamp(), "after": cursor})
+        try:
+            page = _read_movements(await self._exchange("GET", f"/movements?{asked}"))
+        except ChargeUnknown as unknown:
+            raise GatewayUnavailable(f"the listing got no answer: {unknown.message}") from unknown
+        if cursor and page.next_cursor == cursor:
+            raise GatewayUnavailable("the listing does not come to its end")
+        return page
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _exchange(self, method: str, path: str, key: str, body: _Json | None = None) -> _Json:
+    async def _exchange(self, method: str, path: str, key: str | None = None, body: _Json | None = None) -> _Json:
         """Send once and return the gateway's answer.
 
         Raises:
@@ -136,10 +150,11 @@ class HttpGateway:
             ChargeUnknown: no answer of the gateway came back.
             GatewayRefused: the gateway said no.
         """
+        headers = {} if key is None else {"Idempotency-Key": key}
         try:
             async with (
                 asyncio.timeout(self._total_timeout),
-                self._client.stream(method, path, json=body, headers={"Idempotency-Key": key}) as response,
+                self._client.stream(method, path, json=body, headers=headers) as response,
             ):
                 status, content = response.status_code, await _read(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -200,6 +215,32 @@ def _read_refund(answer: _Json, key: str) -> Refund:
         reference=_typed(fields, "reference", str),
         key=key,
         charge_reference=_typed(fields, "charge_reference", str),
+        amount_minor=_typed(fields, "amount_minor", int),
+        currency_code=_typed(fields, "currency_code", str),
+    )
+
+
+def _read_movements(answer: _Json) -> MovementPage:
+    listed, next_cursor = answer.get("movements"), _typed(answer, "next", str)
+    if not isinstance(listed, list) or not all(isinstance(fields, dict) for fields in listed):
+        raise ChargeUnknown("the answer holds no movements")
+    return MovementPage(tuple(map(_read_movement, listed)), next_cursor)
+
+
+def _read_movement(fields: _Json) -> Movement:
+    kind = _typed(fields, "kind", str)
+    if kind not in ("charge", "refund"):
+        raise ChargeUnknown("the answer has no valid kind")
+    try:
+        time = datetime.datetime.fromtimestamp(_typed(fields, "time", float), datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ChargeUnknown("the answer has no valid time") from None
+    return Movement(
+        kind="charge" if kind == "charge" else "refund",
+        time=time,
+        reference=_typed(fields, "reference", str),
+        charge_reference=_typed(fields, "charge_reference", str),
+        order_id=_typed(fields, "order_id", str),
         amount_minor=_typed(fields, "amount_minor", int),
         currency_code=_typed(fields, "currency_code", str),
     )

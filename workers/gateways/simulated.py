@@ -1,12 +1,13 @@
 """A payment gateway in memory, for unit tests and benchmarks."""
 
 import asyncio
+import datetime
 import random
 import time
 from collections.abc import Callable
 
 from workers.gateways.book import DAY_SECONDS, Book, Execution
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable, Refund
+from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable, MovementPage, Refund
 
 
 class SimulatedGateway:
@@ -79,6 +80,11 @@ class SimulatedGateway:
         """See PaymentGateway."""
         await self._reach()
         return self._book.close(key)
+
+    async def movements(self, since: datetime.datetime, until: datetime.datetime, cursor: str = "") -> MovementPage:
+        """See PaymentGateway."""
+        await self._reach()
+        return self._book.movements(since.timestamp(), until.timestamp(), cursor)
 
     async def aclose(self) -> None:
         """Nothing to give up."""
