@@ -277,6 +277,21 @@ class GatewaySettings(Section):
     breaker_reset_seconds: Seconds = pydantic.Field(10, description="How long it stays open before a probe, seconds.")
 
 
+class ReconcilerSettings(Section):
+    """The reconciler."""
+
+    model_config = _section("RECONCILER_")
+
+    interval: Seconds = pydantic.Field(300, description="Wait between two reconciliations, seconds.")
+    settle_minutes: float = pydantic.Field(
+        10, ge=0, description="What is younger may be on its way and is not judged, minutes. Fractions count."
+    )
+    overlap_minutes: float = pydantic.Field(
+        15, ge=0, description="How far each one reaches back before the end of the last, minutes."
+    )
+    look_back_days: float = pydantic.Field(7, gt=0, description="How far the very first one does, days.")
+
+
 class EmailSettings(Section):
     """E-mail over SMTP."""
 
@@ -417,6 +432,7 @@ class Settings(pydantic.BaseModel):
     tokens: TokenSettings
     worker: WorkerSettings
     gateway: GatewaySettings
+    reconciler: ReconcilerSettings
     email: EmailSettings
     sms: SmsSettings
     notification: NotificationSettings

@@ -8,7 +8,7 @@ from typing import Any
 
 from devstack.jars import KAFKA_VERSION
 from devstack.postgres import POSTGRES_VERSION
-from devstack.system import ROLES, System, is_serving
+from devstack.system import System, is_serving
 
 
 def write(system: System) -> None:
@@ -22,7 +22,7 @@ def write(system: System) -> None:
         _row("mail", system.processes["mail"].pid, f"127.0.0.1:{system.ports.mail}", version),
         *(
             _row(role, system.processes[role].pid, system.health_address(role), version, system.metrics_address(role))
-            for role in ROLES
+            for role in system.roles
         ),
     ]
     state = {"supervisor": os.getpid(), "environment": system.environment(), "processes": processes}
@@ -55,7 +55,7 @@ async def rows(state: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns a row for each process with its health: by the health service where it has one, else by being alive."""
     shown = []
     for process in state["processes"]:
-        if process["process"] in ROLES:
+        if process["metrics"]:
             healthy = await is_serving(process["address"])
         else:
             healthy = _lives(process["pid"])

@@ -51,6 +51,8 @@ def _told(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, KafkaError):
         return f"Kafka (ORDERFLOW_KAFKA_BOOTSTRAP): {error!r}"
+    if isinstance(error, DependencyDown) and error.dependency == "gateway":
+        return f"the payment gateway (ORDERFLOW_GATEWAY_URL): {error.message}"
     if isinstance(error, DependencyDown | OSError):
         return f"PostgreSQL (ORDERFLOW_DATABASE_URL): {error}"
     return None

@@ -74,3 +74,11 @@ def notification_sms() -> None:
 def projector() -> None:
     """Run the projector: makes orders readable."""
     _worker("projector")
+
+
+@app.command()
+def reconciler() -> None:
+    """Run the reconciler: compares the payment gateway with what is booked and with the orders."""
+    from workers.app import reconcile
+
+    _run("reconciler", reconcile)

@@ -13,10 +13,12 @@ from rich.console import Console
 from cli import dev_status, sample_orders
 from devstack.errors import DevstackError
 from devstack.ports import LOOPBACK
-from devstack.system import ROLES, Ports, System
+from devstack.system import RECONCILER, ROLES, Ports, System
 
 _WATCH_SECONDS: Final = 0.5
 _RESTART_SECONDS: Final = 1.0
+# On one machine all is at rest soon, and who plants a difference wants to see it.
+_RECONCILED: Final = {"ORDERFLOW_RECONCILER_INTERVAL": "15", "ORDERFLOW_RECONCILER_SETTLE_MINUTES": "0.5"}
 # The system's own addresses come first: a shell that is set up for a real cluster must not lead dev there.
 _OWN: Final = ("ORDERFLOW_KAFKA_", "ORDERFLOW_DATABASE_", "ORDERFLOW_STATE_DIR", "ORDERFLOW_SERVER_LISTEN")
 
@@ -45,7 +47,9 @@ class Supervisor:
             for name, value in os.environ.items()
             if name.startswith("ORDERFLOW_") and not name.startswith(_OWN)
         }
-        self._system = System(directory, chosen, settings=passed, note=self._note)
+        self._system = System(
+            directory, chosen, settings=_RECONCILED | passed, roles=(*ROLES, RECONCILER), note=self._note
+        )
         self._stop = asyncio.Event()
         self._signals = 0
 
@@ -110,7 +114,7 @@ class Supervisor:
                     f"{name} ended with exit code {process.exit_code}; starting it again", style="yellow"
                 )
                 await asyncio.sleep(_RESTART_SECONDS)
-                if name in ROLES:
+                if name in self._system.roles:
                     self._system.start_role(name)
                 else:
                     self._system.start_stand_in(name)

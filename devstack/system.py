@@ -29,7 +29,10 @@ from storage import migrate
 
 WORKERS: Final = ("order-processor", "payment-processor", "notification-email", "notification-sms", "projector")
 ROLES: Final = ("server", *WORKERS)
+RECONCILER: Final = "reconciler"
+"""A role that runs where it is asked for."""
 STAND_INS: Final = ("gateway", "mail")
+_WITH_HEALTH: Final = (*WORKERS, RECONCILER)
 _ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 _HEALTH_POLL_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 40.0
@@ -50,10 +53,10 @@ class Ports:
     server: int = 50051
     server_metrics: int = 9464
     health: dict[str, int] = dataclasses.field(
-        default_factory=lambda: {worker: 50052 + index for index, worker in enumerate(WORKERS)}
+        default_factory=lambda: {role: 50052 + index for index, role in enumerate(_WITH_HEALTH)}
     )
     metrics: dict[str, int] = dataclasses.field(
-        default_factory=lambda: {worker: 9465 + index for index, worker in enumerate(WORKERS)}
+        default_factory=lambda: {role: 9465 + index for index, role in enumerate(_WITH_HEALTH)}
     )
 
     @classmethod
@@ -64,10 +67,10 @@ class Ports:
     @classmethod
     def chosen_beside(cls, count: int) -> tuple["Ports", list[int]]:
         """Returns ports that are free at the moment, and so many others for what a test adds to the system."""
-        free = free_ports(8 + 2 * len(WORKERS) + count)
+        free = free_ports(8 + 2 * len(_WITH_HEALTH) + count)
         others, ports = free[:count], free[count:]
-        health = dict(zip(WORKERS, ports[8:], strict=False))
-        metrics = dict(zip(WORKERS, ports[8 + len(WORKERS) :], strict=True))
+        health = dict(zip(_WITH_HEALTH, ports[8:], strict=False))
+        metrics = dict(zip(_WITH_HEALTH, ports[8 + len(_WITH_HEALTH) :], strict=True))
         kafka, controller, postgres, gateway, admin, mail, server, server_metrics = ports[:8]
         return cls(kafka, controller, postgres, gateway, admin, mail, server, server_metrics, health, metrics), others
 
@@ -86,8 +89,8 @@ class Ports:
             "payment gateway's faults": self.gateway_admin,
             "SMTP": self.mail,
             "server metrics": self.server_metrics,
-            **{f"{worker} health": port for worker, port in self.health.items()},
-            **{f"{worker} metrics": port for worker, port in self.metrics.items()},
+            **{f"{role} health": port for role, port in self.health.items()},
+            **{f"{role} metrics": port for role, port in self.metrics.items()},
         }
         for purpose, port in named.items():
             require_free(port, purpose, "--random-ports")
@@ -102,12 +105,17 @@ class System:
         ports: Ports,
         *,
         settings: dict[str, str] | None = None,
+        roles: tuple[str, ...] = ROLES,
         note: Note = lambda _: None,
     ) -> None:
-        """`settings` are ORDERFLOW_* variables beside the system's own; `note` is told of each slow step."""
+        """`settings` are ORDERFLOW_* variables beside the system's own; `note` is told of each slow step.
+
+        `roles` are what `start` starts.
+        """
         self.directory = directory.absolute()
         self.ports = ports
         self._settings = settings or {}
+        self.roles = roles
         self._note = note
         self.kafka: KafkaBroker | None = None
         self.postgres = PostgresServer(self.directory / "postgres", ports.postgres)
@@ -152,7 +160,7 @@ class System:
             "ORDERFLOW_EMAIL_PORT": str(self.ports.mail),
             "ORDERFLOW_SMS_FOLDER": str(self.mail_folder),
         }
-        if role in WORKERS:
+        if role in _WITH_HEALTH:
             environment["ORDERFLOW_WORKER_HEALTH_LISTEN"] = self.health_address(role)
             environment["ORDERFLOW_WORKER_METRICS_LISTEN"] = self.metrics_address(role)
         return environment
@@ -169,11 +177,11 @@ class System:
         await self.launch_engines()
         for stand_in in STAND_INS:
             self.start_stand_in(stand_in)
-        for role in ROLES:
+        for role in self.roles:
             self.start_role(role)  # they wait by themselves for what is not there yet
         await self.wait_engines()
         await self.set_up()
-        await self.wait_healthy(ROLES)
+        await self.wait_healthy(self.roles)
 
     async def launch_engines(self) -> None:
         """Starts Kafka and PostgreSQL."""
@@ -275,7 +283,7 @@ class System:
     async def stop(self) -> None:
         """Ends everything in order: server, workers (they drain), stand-ins, engines."""
         await self.stop_role("server")
-        await asyncio.gather(*(self.stop_role(worker) for worker in WORKERS))
+        await asyncio.gather(*(self.stop_role(role) for role in _WITH_HEALTH))
         await asyncio.gather(*(self.stop_role(stand_in) for stand_in in STAND_INS))
         await asyncio.gather(self.kafka.stop() if self.kafka else asyncio.sleep(0), self.postgres.stop())
 

@@ -55,4 +55,13 @@ PAYMENTS = Counter("orderflow_payments_total", "Charges and refunds by outcome."
 SWEPT = Counter("orderflow_swept_orders_total", "Orders that a sweep asked something of.", ["what"])
 NOTIFICATIONS = Counter("orderflow_notifications_total", "Messages by channel and outcome.", ["channel", "outcome"])
 PROJECTION_LAG = Gauge("orderflow_projection_lag_seconds", "Age of the last event projected when it was projected.")
+RECONCILIATION_DIFFERENCES = Gauge(
+    "orderflow_reconciliation_differences",
+    "Differences between the gateway, the payments and the orders.",
+    ["kind"],
+)
+RECONCILIATION_LAST_SUCCESS = Gauge(
+    "orderflow_reconciliation_last_success_timestamp_seconds", "When a reconciliation last came to its end."
+)
+RECONCILED = Counter("orderflow_reconciliation_compared_orders_total", "Orders compared, repeats included.")
 KAFKA_REACHABLE = Gauge("orderflow_kafka_reachable", "1 while Kafka answers.")

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
-from domain import lifecycle
+from domain import lifecycle, reconciliation
 from domain.failures import Failure
 from domain.orders import is_lifecycle
 from domain.records import Coordinates, Delivery
@@ -21,6 +21,7 @@ from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
 from storage import order_rows
 from storage.database import Database
 from storage.due_orders import DueOrders
+from storage.ledger import Ledger
 from storage.order_commands import OrderCommands
 from storage.order_decisions import OrderDecisions
 from storage.payment_decisions import PaymentDecisions
@@ -295,6 +296,13 @@ class Life:
         )
         return str(rows[0]["refusal"]) if rows else None
 
+    async def differences(self) -> tuple[reconciliation.Difference, ...]:
+        """Returns what a reconciler finds once all is at rest."""
+        begin, until = NOW - datetime.timedelta(days=1), self.now + datetime.timedelta(days=1)
+        moved = await self.gateway.movements(begin, until)
+        accounts = await Ledger(self.database).accounts([self.order_id])
+        return reconciliation.compare(self.order_id, moved.movements, accounts.get(self.order_id), until=until)
+
     async def check(self) -> None:
         """Holds the equations: money at the gateway, in the ledger and on the order; stock; revisions; one outcome."""
         row, level, entries = await self.row(), await self.level(), await self.entries()
@@ -317,6 +325,7 @@ class Life:
                 (TOTAL, TOTAL): "REFUNDED",
             }.get((captured, refunded), "PARTIALLY_REFUNDED")
         assert (status == "REFUNDED") == (0 < captured == refunded and status != "CANCELLED")
+        assert await self.differences() == (), "nothing for a reconciler to find"
         sold = QUANTITY if status in ("PAID", "SHIPPED", "COMPLETED", "REFUNDED") else 0
         held = QUANTITY if status == "PROCESSING" else 0
         assert level == StockLevel(self.sku, IN_STOCK - sold - held, held, sold, {})

@@ -34,10 +34,13 @@ from telemetry import logs, metrics, process
 from telemetry.health import Health
 
 if TYPE_CHECKING:
+    from domain.reconciliation import Case
+    from storage.reconciliation_cases import ReconciliationCases
     from workers.channels.channel import Channel
     from workers.channels.email import EmailChannel
     from workers.gateways.gateway import PaymentGateway
     from workers.notification_service import Ambiguous, NotificationService
+    from workers.reconciliation import Reconciliation
 
 log = logs.get()
 
@@ -375,6 +378,98 @@ async def work(name: str, settings: Settings, stop: asyncio.Event) -> None:
                 await health.stop()
                 stop.set()
                 await running
+
+
+async def reconcile(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the reconciler until `stop` is set. It needs no Kafka.
+
+    Raises:
+        SettingsError: an address cannot be listened on, or there is no gateway to ask.
+        MigrationError: the database's migrations are not this version's.
+    """
+    from workers.reconciler import Reconciler, Span
+
+    chosen = settings.reconciler
+    async with _reconciliation(settings) as (compared, cases), AsyncExitStack() as stack:
+        reconciler = Reconciler(
+            compared=compared,
+            cases=cases,
+            span=Span(
+                settle=datetime.timedelta(minutes=chosen.settle_minutes),
+                overlap=datetime.timedelta(minutes=chosen.overlap_minutes),
+                look_back=datetime.timedelta(days=chosen.look_back_days),
+            ),
+            interval=chosen.interval,
+            now=now,
+        )
+        health = Health((), lambda: reconciler.is_ready)
+        address = await _serve_health(health, settings.worker.health_listen, stack)
+        metrics_address = stack.enter_context(process.metrics_endpoint(settings.worker.metrics_listen))
+        answering = asyncio.create_task(health.run())
+        stack.push_async_callback(_cancelled, [answering])
+        log.info("process.started", worker="reconciler", health=address, metrics=metrics_address)
+        if await _migrated(settings, stop):
+            running = asyncio.create_task(reconciler.run(stop), name="reconciler")
+            try:
+                await process.until_stopped_or_failed(stop, running, answering)
+            finally:
+                await health.stop()
+                stop.set()
+                await running
+
+
+async def differences(settings: Settings, since: datetime.timedelta) -> "AsyncIterator[list[Case]]":
+    """Compares once, from so long ago on, and open cases anew; writes nothing. Yields batches of orders.
+
+    Raises:
+        SettingsError: there is no gateway to ask.
+        DependencyDown: PostgreSQL or the gateway is away.
+        GatewayRefused: the gateway refuses the question itself.
+    """
+    async with _reconciliation(settings) as (compared, _):
+        until = now() - datetime.timedelta(minutes=settings.reconciler.settle_minutes)
+        async for cases in compared.window(until - since, until, until=until):
+            yield cases
+        async for cases in compared.open_cases(until=until):
+            yield cases
+
+
+@asynccontextmanager
+async def _reconciliation(settings: Settings) -> "AsyncIterator[tuple[Reconciliation, ReconciliationCases]]":
+    from storage.ledger import Ledger
+    from storage.reconciliation_cases import ReconciliationCases
+    from workers.reconciliation import Reconciliation
+
+    if settings.gateway.kind == "simulated":
+        raise SettingsError(
+            "ORDERFLOW_GATEWAY_KIND: a simulated gateway lives inside its payment processor; no other"
+            " process can ask it"
+        )
+    database = Database(settings.database, application="reconciler")
+    gateway = _gateway(settings)
+    await database.open()
+    try:
+        cases = ReconciliationCases(database)
+        yield Reconciliation(gateway=gateway, ledger=Ledger(database), cases=cases), cases
+    finally:
+        await gateway.aclose()
+        await database.close()
+
+
+async def _migrated(settings: Settings, stop: asyncio.Event) -> bool:
+    """Waits until PostgreSQL answers and is set up. False: told to stop before."""
+    while not stop.is_set():
+        try:
+            if not await migrate.pending(settings.database):
+                return True
+            waits_for = "migrations: run `orderflow db migrate`"
+        except AWAY as error:
+            waits_for = repr(error)
+        log.warning("worker.waiting", worker="reconciler", waits_for=waits_for)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await stop.wait()
+    return False
 
 
 def _limits(settings: Settings) -> Limits:

@@ -357,6 +357,47 @@ MUTANTS = (
         "        if False:\n",
         "tests/unit/test_notification_service.py",
     ),
+    # -- reconciliation
+    Mutant(
+        "a stray charge for an order that was charged is not told",
+        "reconciliation: a second charge that stands is a difference",
+        "domain/reconciliation.py",
+        "        kept = charge.amount_minor - back\n        if not kept:",
+        "        kept = charge.amount_minor - back\n        if not kept or charged:",
+        "tests/unit/test_reconciliation.py",
+    ),
+    Mutant(
+        "what differs counts at once",
+        "reconciliation: what differs is looked at a second time",
+        "workers/reconciliation.py",
+        "accounts = await self._ledger.accounts(suspects)",
+        "pass",
+        "tests/unit/test_reconciler.py -k while_it_looks",
+    ),
+    Mutant(
+        "what was listed before is forgotten",
+        "reconciliation: a difference stays until it is gone, whatever its age",
+        "workers/reconciliation.py",
+        "merged(known[order_id].movements if order_id in known else (), listed)",
+        "tuple(listed)",
+        "tests/unit/test_reconciler.py -k however_long",
+    ),
+    Mutant(
+        "each window begins where the last one ended",
+        "reconciliation: windows overlap, for what was listed late",
+        "workers/reconciler.py",
+        "done - self._span.overlap if",
+        "done if",
+        "tests/unit/test_reconciler.py -k came_late",
+    ),
+    Mutant(
+        "what is on its way is judged",
+        "reconciliation: what is younger than it takes to settle waits",
+        "workers/reconciler.py",
+        "until = self._now() - self._span.settle",
+        "until = self._now()",
+        "tests/unit/test_reconciler.py -k takes_to_settle",
+    ),
     # -- who may call
     Mutant(
         "a caller's scopes are not looked at",
