@@ -42,7 +42,7 @@ def _told(error: Exception) -> str | None:
     from aiokafka.errors import KafkaError
 
     from devstack.errors import DevstackError
-    from domain.failures import DependencyDown
+    from domain.failures import DependencyDown, Permanent
     from messaging.topic_admin import TopicAdminError
     from settings import SettingsError
     from storage.migrate import MigrationError
@@ -51,7 +51,7 @@ def _told(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, KafkaError):
         return f"Kafka (ORDERFLOW_KAFKA_BOOTSTRAP): {error!r}"
-    if isinstance(error, DependencyDown) and error.dependency == "gateway":
+    if isinstance(error, Permanent) or (isinstance(error, DependencyDown) and error.dependency == "gateway"):
         return f"the payment gateway (ORDERFLOW_GATEWAY_URL): {error.message}"
     if isinstance(error, DependencyDown | OSError):
         return f"PostgreSQL (ORDERFLOW_DATABASE_URL): {error}"

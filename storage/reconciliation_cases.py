@@ -43,10 +43,10 @@ class ReconciliationCases:
         """Stores cases. One without differences is resolved."""
         async with self._database.connection() as connection:
             await connection.executemany(
-                "insert into reconciliation_cases as old (order_id, movements, differences, found_time, resolved_time)"
+                "insert into reconciliation_cases as had (order_id, movements, differences, found_time, resolved_time)"
                 " values ($1, $2, $3, $4, $5) on conflict (order_id) do update set movements = excluded.movements,"
                 " differences = excluded.differences, resolved_time = excluded.resolved_time,"
-                " found_time = case when old.resolved_time is null then old.found_time else excluded.found_time end",
+                " found_time = case when had.resolved_time is null then had.found_time else excluded.found_time end",
                 [
                     (
                         case.order_id,
