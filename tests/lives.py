@@ -316,7 +316,7 @@ class Life:
                 (TOTAL, 0): "CAPTURED",
                 (TOTAL, TOTAL): "REFUNDED",
             }.get((captured, refunded), "PARTIALLY_REFUNDED")
-        assert (status == "REFUNDED") == (0 < captured == refunded and status != "CANCELLED")
+        assert (status == "REFUNDED") == (0 < captured == refunded and status not in ("CANCELLED", "EXPIRED"))
         sold = QUANTITY if status in ("PAID", "SHIPPED", "COMPLETED", "REFUNDED") else 0
         held = QUANTITY if status == "PROCESSING" else 0
         assert level == StockLevel(self.sku, IN_STOCK - sold - held, held, sold, {})

@@ -74,7 +74,8 @@ async def test_a_whole_refund_of_its_own_is_a_status_and_leaves_the_stock_sold(
 
 
 async def test_who_may_not_and_what_does_not_fit(life: Life, database: Database) -> None:
-    assert await refunded(life, 1, caller="stranger") == "ORDER_NOT_FOUND"
+    assert await refunded(life, 1, caller="stranger", scopes=[]) == "ORDER_NOT_FOUND"
+    assert await refunded(life, 1, scopes=["orders:write"]) == "ORDER_NOT_FOUND", "the owner is no operator"
     assert await refunded(life, 1, etag='"other"') == "ETAG_MISMATCH"
     assert await refunded(life, amount=Money(currency_code="USD", amount_minor=1)) == "CURRENCY_MISMATCH"
     unpaid = await Life(database).begin()
