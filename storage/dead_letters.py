@@ -5,9 +5,11 @@ import datetime
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
+from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.operations.v1.dead_letter_service_pb2 import (
     DeadLetterEntry,
     DeadLetterFilter,
@@ -222,6 +224,37 @@ class DeadLetters:
             await connection.execute("update replay_plans set aborted = true where plan_id = $1", plan_id)
 
 
+async def settle(connection: "Connection", group: str, order_id: str, event_id: str) -> None:
+    """Closes a group's open dead letters of an event that has been decided without them."""
+    rows = await connection.fetch(
+        "select partition, record_offset, dead_letter from dead_letters d where order_id = $1 and group_name = $2"
+        " and not exists (select from dead_letter_resolutions r"
+        " where r.partition = d.partition and r.record_offset = d.record_offset)",
+        order_id,
+        group,
+    )
+    for row in rows:
+        event = _event_of(DeadLetter.FromString(row["dead_letter"]))
+        if event is not None and event.event_id == event_id:
+            await connection.execute(
+                "insert into dead_letter_resolutions (partition, record_offset, state, resolved_by, reason)"
+                " values ($1, $2, $3, $4, 'another record has settled it') on conflict do nothing",
+                row["partition"],
+                row["record_offset"],
+                DeadLetterState.DEAD_LETTER_STATE_SETTLED,
+                group,
+            )
+
+
+def _event_of(letter: DeadLetter) -> OrderEvent | None:
+    """Returns the event that a dead letter carries; its bytes may be anything."""
+    try:
+        event = OrderEvent.FromString(letter.value)
+        return event if str(uuid.UUID(event.event_id)) == event.event_id else None
+    except (DecodeError, ValueError):
+        return None
+
+
 async def _refuse_discard(connection: "Connection", which: DeadLetterId) -> None:
     row = await connection.fetchrow(
         "select dead_letter, group_name, order_id from dead_letters where partition = $1 and record_offset = $2",
@@ -230,10 +263,14 @@ async def _refuse_discard(connection: "Connection", which: DeadLetterId) -> None
     )
     if row is None:
         return
-    origin = DeadLetter.FromString(row["dead_letter"]).origin
-    if await connection.fetchval(
-        "select true from outcomes where group_name = $1 and topic = $2 and partition = $3 and record_offset = $4",
+    letter = DeadLetter.FromString(row["dead_letter"])
+    event, origin = _event_of(letter), letter.origin
+    # No outcome is stored for what is no event. At other coordinates it is one of another record, which has told it.
+    if event is not None and await connection.fetchval(
+        "select true from outcomes where group_name = $1 and event_id = $2"
+        " and topic = $3 and partition = $4 and record_offset = $5",
         row["group_name"],
+        event.event_id,
         origin.topic,
         origin.partition,
         origin.offset,

@@ -36,6 +36,7 @@ from workers.refunds import Refunds
 from workers.sweep import Sweep
 
 WINDOW = datetime.timedelta(hours=23)
+PATIENCE = datetime.timedelta(minutes=15)
 QUANTITY, PRICE, IN_STOCK = 3, 500, 10
 TOTAL = QUANTITY * PRICE
 ATTEMPTS = 9
@@ -247,7 +248,13 @@ class Life:
 
         before = len(self.orders)
         sweep = Sweep(
-            due=DueOrders(self.database), publisher=Topic(), interval=30.0, now=self._now, source=ORDER_PROCESSOR
+            due=DueOrders(self.database),
+            publisher=Topic(),
+            interval=30.0,
+            patience=PATIENCE,
+            key_window=WINDOW,
+            now=self._now,
+            source=ORDER_PROCESSOR,
         )
         await sweep.sweep()
         return len(self.orders) - before
