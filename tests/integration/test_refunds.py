@@ -1,6 +1,7 @@
 """What the payment processor gives back: of cancelled orders, what was asked for, several at once, and replays."""
 
 import asyncio
+import dataclasses
 import datetime
 from typing import Any
 
@@ -14,7 +15,9 @@ from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.operations.v1.dead_letter_service_pb2 import DeadLetterState
 from orderflow.orders.v1.order_pb2 import Money
 from storage.database import Database
-from storage.dead_letters import DeadLetterId, DeadLetters, DiscardRefused
+from storage.dead_letters import AlreadyResolved, DeadLetterId, DeadLetters
+from storage.discarded_refunds import DiscardRefused
+from storage.order_history import OrderHistory
 from storage.refund_decisions import RefundIntent
 from tests import engines
 from tests.builders import a_delivery, an_id, order_event
@@ -438,7 +441,9 @@ async def listed(database: Database, given_up: Delivery) -> DeadLetterId:
     await ReadModel(database).add(dead_letters=[letter])
     rows = await engines.fetch(
         database,
-        "select partition, record_offset from dead_letters where order_id = $1 and dead_letter = $2",
+        "select partition, record_offset from dead_letters d where order_id = $1 and dead_letter = $2 and not exists"
+        " (select from dead_letter_resolutions r"
+        " where r.partition = d.partition and r.record_offset = d.record_offset)",
         event.order.order_id,
         letter.SerializeToString(),
     )
@@ -503,17 +508,83 @@ async def test_a_dead_letter_with_money_to_give_back_is_not_discarded(
     life.command(name)
     await life.drain()
     assert len(life.dead) == 1
-    letter = DeadLetter(group=PAYMENT_PROCESSOR, error_class="GATEWAY_CHARGE_UNKNOWN", key=life.order_id.encode())
-    letter.origin.topic, letter.origin.offset = "orders", int(life.order_id[:8], 16) + 10**9
-    await ReadModel(database).add(dead_letters=[letter])
-    [row] = await engines.fetch(
-        database, "select partition, record_offset from dead_letters where order_id = $1", life.order_id
-    )
-    which = DeadLetterId(int(str(row["partition"])), int(str(row["record_offset"])))
-    discarded = DeadLetterState.DEAD_LETTER_STATE_DISCARDED
+    [given_up] = life.dead
+    which = await listed(database, given_up)
     with pytest.raises(DiscardRefused, match="REFUND_OPEN"):
-        await DeadLetters(database).resolve(which, discarded, by="olga", reason="gone")
+        await discard(database, which, reason="gone")
     await life.replay_dead()
     assert (await life.stands())[1] == "REFUNDED"
-    await DeadLetters(database).resolve(which, discarded, by="olga", reason="it was replayed")
+    with pytest.raises(DiscardRefused, match="OUTCOME_STORED"):
+        await discard(database, which, reason="gone")
     await life.check()
+
+
+async def discard(database: Database, which: DeadLetterId, *, reason: str) -> None:
+    await DeadLetters(database).resolve(which, DeadLetterState.DEAD_LETTER_STATE_DISCARDED, by="olga", reason=reason)
+
+
+async def test_a_refund_that_the_gateway_will_never_make_is_given_up_with_its_dead_letter(
+    life: Life, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(life, monkeypatch)
+    await cancelled(life)
+    await life.drain()
+    await life.replay_dead()
+    [given_up] = life.dead
+    which = await listed(database, given_up)
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 0, "the gateway has said what it thinks of it"
+    await discard(database, which, reason="the charge is disputed")
+    assert await life.stands() == ("CANCELLED", "CAPTURED"), "the state says that the money was kept"
+    assert await life.entries() == [("capture", TOTAL)]
+    history = await OrderHistory(database).page(life.order_id, size=10, after=None)
+    assert [(row.resolution, row.resolution_reason) for row in history] == [("DISCARDED", "the charge is disputed")]
+    monkeypatch.undo()
+    await life.replay_dead()
+    assert life.dead == []
+    life.put(given_up.event)
+    await life.drain()
+    for _ in range(2):
+        life.now += datetime.timedelta(days=1)
+        assert await life.sweep() == 0
+    assert life.gateway.given_back == 0
+    await life.check(given_up=TOTAL)
+    with pytest.raises(DiscardRefused, match="OUTCOME_STORED"):
+        await discard(database, await listed(database, given_up), reason="again")
+
+
+@pytest.mark.parametrize("unknown", ["cancel"], indirect=True)
+@pytest.mark.parametrize("by", [0, 1], ids=["who asked", "the sweep"])
+async def test_one_discard_gives_up_what_two_records_have_tried(
+    life: Life, database: Database, monkeypatch: pytest.MonkeyPatch, unknown: Delivery, by: int
+) -> None:
+    refuse(life, monkeypatch)
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 1
+    await life.drain()
+    assert life.dead[0] == unknown
+    assert len(life.dead) == 2
+    letters = [await listed(database, each) for each in life.dead]
+    await discard(database, letters[by], reason="the account is closed")
+    other = await DeadLetters(database).get(letters[1 - by])
+    assert other is not None
+    assert other.state == DeadLetterState.DEAD_LETTER_STATE_SETTLED
+    with pytest.raises(AlreadyResolved):
+        await discard(database, letters[by], reason="again")
+    monkeypatch.undo()
+    await life.replay_dead()
+    assert life.dead == []
+    assert life.gateway.given_back == 0
+    await life.check(given_up=TOTAL)
+
+
+async def test_a_discard_goes_by_the_event_and_not_by_a_place_that_a_header_names(
+    life: Life, database: Database
+) -> None:
+    """Who may write to dlq chooses the header. What stands there is no reason to keep the letter of another record."""
+    decided = life.command("refund", amount=euros(1))
+    await life.drain()
+    never_decided = dataclasses.replace(decided, event=order_event(order=await life.row()))
+    await discard(database, await listed(database, never_decided), reason="nothing comes of it")
+    with pytest.raises(DiscardRefused, match="OUTCOME_STORED"):
+        await discard(database, await listed(database, decided), reason="something came of it")
