@@ -265,7 +265,7 @@ def _page_token(token: str, bound: str) -> DeadLetterId | None:
 
 
 def _already_resolved() -> CallError:
-    return _failed_precondition("ALREADY_RESOLVED", "the dead letter was replayed or discarded before")
+    return _failed_precondition("ALREADY_RESOLVED", "the dead letter was replayed, discarded or settled before")
 
 
 def _failed_precondition(reason: str, message: str) -> CallError:

@@ -61,7 +61,7 @@ class DeadLetterId:
 
 
 class AlreadyResolved(Exception):
-    """Somebody replayed or discarded it before."""
+    """Somebody replayed or discarded it before, or a sweep has settled it."""
 
 
 class DeadLetters:
