@@ -249,6 +249,12 @@ class WorkerSettings(Section):
     sweep_seconds: Seconds = pydantic.Field(
         30, description="How often order processors look for orders to expire and refunds that are due, seconds."
     )
+    unsettled_minutes: float = pydantic.Field(
+        15,
+        gt=0,
+        description="How long the money of a cancelled or expired order may stay unsettled before order processors ask"
+        " about it, and how often they look, minutes.",
+    )
     dependency_probe_cap: Seconds = pydantic.Field(
         5, description="Longest wait between two probes of a dependency that is down, seconds."
     )

@@ -28,6 +28,16 @@ LEADS_TO: Final = {
 """Command -> the lifecycle event that it asks for."""
 
 DEFAULT_CANCEL_REASON: Final = "CUSTOMER_REQUEST"
+FOR_SYSTEM: Final = frozenset((E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED))
+"""Commands that the system gives by itself: it gives no other."""
+FOR_OPERATORS: Final = frozenset(
+    (
+        E.ORDER_EVENT_TYPE_ORDER_SHIP_REQUESTED,
+        E.ORDER_EVENT_TYPE_ORDER_COMPLETE_REQUESTED,
+        E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+    )
+)
+"""Commands that an order's owner alone may not give."""
 OPERATOR_SCOPES: Final = frozenset(("orders:operate", "orders:admin"))
 """Who has one of them may ask something of everybody's orders."""
 
@@ -38,7 +48,6 @@ _DETAILS: Final = {
     E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED: "order_expiry_requested",
     E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED: "order_refund_requested",
 }
-_CALLED_OFF: Final = (OrderStatus.ORDER_STATUS_CANCELLED, OrderStatus.ORDER_STATUS_EXPIRED)
 _CHARGE_OPEN: Final = (PaymentStatus.PAYMENT_STATUS_PENDING, PaymentStatus.PAYMENT_STATUS_UNKNOWN)
 _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _MOST_ETAG: Final = 64
@@ -65,10 +74,12 @@ def violations_of_command(event: OrderEvent) -> list[Violation]:
 def check(event: OrderEvent, order: Order, *, owner: str) -> Applied | AlreadyApplied:
     """Returns what the command does to the order, which `owner` placed.
 
+    Whether a refund that the system asks for is due is for who knows the order's payment to tell.
+
     Raises:
         CommandRefused: nothing; the reason says why.
     """
-    if not _may_touch(event, owner):
+    if not _may_ask(event, owner):
         raise CommandRefused("ORDER_NOT_FOUND")
     if event.command.etag and event.command.etag != order.etag:
         raise CommandRefused("ETAG_MISMATCH", order.status)
@@ -78,7 +89,7 @@ def check(event: OrderEvent, order: Order, *, owner: str) -> Applied | AlreadyAp
         raise _illegal(order) from None
     if isinstance(applied, AlreadyApplied) and not _says_the_same(event, order):
         raise _illegal(order)
-    if _is_refund_of_cancelled(event, order) and not is_systems(event):
+    if _is_refund_of_called_off(event, order) and not is_systems(event):
         raise _illegal(order)  # what was captured is refunded without being asked for
     return applied
 
@@ -93,7 +104,7 @@ def carry_out(event: OrderEvent, order: Order, *, now: datetime.datetime) -> Non
             order.shipment.carrier, order.shipment.tracking_code = asked.carrier, asked.tracking_code
             order.shipment.ship_time.FromDatetime(now)
     order.status = lifecycle.TRANSITIONS[order.status, LEADS_TO[event.type]]
-    if order.status in _CALLED_OFF and order.payment_status in _CHARGE_OPEN:
+    if order.status in lifecycle.CALLED_OFF and order.payment_status in _CHARGE_OPEN:
         order.payment_status = PaymentStatus.PAYMENT_STATUS_NONE
 
 
@@ -115,8 +126,13 @@ def is_systems(event: OrderEvent) -> bool:
     return not event.metadata.caller
 
 
-def _may_touch(event: OrderEvent, owner: str) -> bool:
-    return is_systems(event) or event.metadata.caller == owner or not OPERATOR_SCOPES.isdisjoint(event.command.scopes)
+def _may_ask(event: OrderEvent, owner: str) -> bool:
+    """Kafka is a border: what the server lets nobody ask is not done because it stands on the topic."""
+    if is_systems(event):
+        return event.type in FOR_SYSTEM
+    if not OPERATOR_SCOPES.isdisjoint(event.command.scopes):
+        return event.type != E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED
+    return event.metadata.caller == owner and event.type not in FOR_OPERATORS | FOR_SYSTEM
 
 
 def _says_the_same(event: OrderEvent, order: Order) -> bool:
@@ -127,10 +143,8 @@ def _says_the_same(event: OrderEvent, order: Order) -> bool:
     return event.type != E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED  # one more refund is not the one before
 
 
-def _is_refund_of_cancelled(event: OrderEvent, order: Order) -> bool:
-    return (
-        event.type == E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED and order.status == OrderStatus.ORDER_STATUS_CANCELLED
-    )
+def _is_refund_of_called_off(event: OrderEvent, order: Order) -> bool:
+    return event.type == E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED and order.status in lifecycle.CALLED_OFF
 
 
 def _illegal(order: Order) -> CommandRefused:

@@ -24,8 +24,10 @@ TRANSITIONS: Final[dict[tuple[Status, Event], Status]] = {
     (S.ORDER_STATUS_SHIPPED, E.ORDER_EVENT_TYPE_ORDER_COMPLETED): S.ORDER_STATUS_COMPLETED,
     (S.ORDER_STATUS_SHIPPED, E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED): S.ORDER_STATUS_REFUNDED,
     (S.ORDER_STATUS_COMPLETED, E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED): S.ORDER_STATUS_REFUNDED,
-    # A cancelled paid order stays CANCELLED; its payment status tells of the refund.
+    # A cancelled paid order stays CANCELLED; its payment status tells of the refund. So does an expired one that was
+    # charged all the same.
     (S.ORDER_STATUS_CANCELLED, E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED): S.ORDER_STATUS_CANCELLED,
+    (S.ORDER_STATUS_EXPIRED, E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED): S.ORDER_STATUS_EXPIRED,
 }
 
 SETTLED: Final = frozenset(
@@ -34,6 +36,9 @@ SETTLED: Final = frozenset(
     if status not in (S.ORDER_STATUS_UNSPECIFIED, S.ORDER_STATUS_CREATED, S.ORDER_STATUS_PROCESSING)
 )
 """Every status but CREATED and PROCESSING: the money and the stock of the order are decided."""
+
+CALLED_OFF: Final = frozenset((S.ORDER_STATUS_CANCELLED, S.ORDER_STATUS_EXPIRED))
+"""Nothing may be kept of what was charged for such an order, and nobody has to ask for it to be given back."""
 
 LIFECYCLE: Final = frozenset(event for _, event in TRANSITIONS)
 """The events that carry a revision. All others are commands or notifications."""

@@ -77,12 +77,14 @@ class Account:
         charge_key: the key that its charge runs under; empty if a charge was never intended.
         refund_keys: the keys of its refunds, but for those that the gateway refused.
         entries: in the order of their booking.
+        given_up: what an operator has decided not to give back, in minor units.
         order: None if the order has no row (any more).
     """
 
     charge_key: str = ""
     refund_keys: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
+    given_up: int = 0
     order: Order | None = None
 
 
@@ -255,8 +257,9 @@ def _order(account: Account, until: datetime.datetime) -> Iterator[Difference]:
         second = captures[1]
         yield Difference(Kind.CHARGED_TWICE, order.order_id, second.reference, booked=_amount(second))
     if kept > 0 and order.status in _CALLED_OFF:
-        if _is_quiet(account, order, until):
-            yield Difference(Kind.REFUND_OVERDUE, order.order_id, first.reference, booked=_text(currency, kept))
+        overdue = kept - account.given_up
+        if overdue > 0 and _is_quiet(account, order, until):
+            yield Difference(Kind.REFUND_OVERDUE, order.order_id, first.reference, booked=_text(currency, overdue))
     elif kept > 0 and order.payment_status not in _SAY_CAPTURED:
         yield Difference(Kind.CAPTURE_NOT_IN_ORDER, order.order_id, first.reference, booked=_text(currency, kept))
     if order.status in _TELL_OF_REFUNDS and not _tells_of(refunded, order):

@@ -20,7 +20,8 @@ from orderflow.operations.v1 import dead_letter_service_pb2_grpc
 from server import calls, errors, page_tokens
 from server.errors import CallError
 from settings import KafkaSettings, ServerSettings
-from storage.dead_letters import AlreadyResolved, DeadLetterId, DeadLetters, DiscardRefused
+from storage.dead_letters import AlreadyResolved, DeadLetterId, DeadLetters
+from storage.discarded_refunds import DiscardRefused
 from telemetry import logs
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
 _DISCARD_TEXTS: Final = {
     "OUTCOME_STORED": "its group had decided the record before it gave up: replay it, so that the decision is told",
     "CHARGE_OPEN": "a charge of its order may have happened: replay it, or cancel the order",
-    "REFUND_OPEN": "money of its order is to be given back: replay it",
+    "REFUND_OPEN": "a refund of its order may have been made, or is still to be made: replay it, or wait",
 }
 
 
@@ -264,7 +265,7 @@ def _page_token(token: str, bound: str) -> DeadLetterId | None:
 
 
 def _already_resolved() -> CallError:
-    return _failed_precondition("ALREADY_RESOLVED", "the dead letter was replayed or discarded before")
+    return _failed_precondition("ALREADY_RESOLVED", "the dead letter was replayed, discarded or settled before")
 
 
 def _failed_precondition(reason: str, message: str) -> CallError:

@@ -1,5 +1,7 @@
 """Shows what happened to an order to its caller: events and dead letters, without what is about the customer."""
 
+from typing import Final
+
 from domain.failures import Failure
 from domain.orders import is_lifecycle
 from messaging import envelope
@@ -8,12 +10,17 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_history_pb2 import DeadLetterEntry, NotificationEntry, OrderHistoryEntry, PaymentEntry
 from storage.order_history import HistoryRow
 
+_DISCARDED: Final = "DISCARDED"
+
 
 def entry(row: HistoryRow) -> OrderHistoryEntry:
     """Returns a row of the history as callers see it."""
     if isinstance(row.what, OrderEvent):
         return _event(row.what)
     shown = _dead_letter(row.what)
+    shown.dead_letter.resolution = row.resolution
+    if row.resolution == _DISCARDED:  # what operators write down about their replays is between them
+        shown.dead_letter.resolution_reason = row.resolution_reason
     shown.entry_id = row.position.entry_id
     shown.occur_time.FromDatetime(row.position.time)
     return shown

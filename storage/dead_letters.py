@@ -5,9 +5,12 @@ import datetime
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from domain.records import Coordinates, Delivery
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
+from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.operations.v1.dead_letter_service_pb2 import (
     DeadLetterEntry,
     DeadLetterFilter,
@@ -16,14 +19,16 @@ from orderflow.operations.v1.dead_letter_service_pb2 import (
     ReplayPlan,
     ReplayPlanState,
 )
-from orderflow.orders.v1.order_pb2 import OrderStatus, PaymentStatus
+from storage import discarded_refunds
 from storage.database import Database
+from storage.discarded_refunds import DiscardRefused
 
 if TYPE_CHECKING:
     import asyncpg
 
     from storage.database import Connection
 
+_PAYMENTS: Final = "payment-processor"
 _ENTRY: Final = (
     "select d.partition, d.record_offset, d.dead_letter, d.recorded_time, r.state, r.resolved_by, r.reason,"
     " r.resolve_time from dead_letters d left join dead_letter_resolutions r using (partition, record_offset)"
@@ -56,15 +61,7 @@ class DeadLetterId:
 
 
 class AlreadyResolved(Exception):
-    """Somebody replayed or discarded it before."""
-
-
-class DiscardRefused(Exception):
-    """The dead letter must not be discarded. `reason` is `OUTCOME_STORED`, `CHARGE_OPEN` or `REFUND_OPEN`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """Somebody replayed or discarded it before, or a sweep has settled it."""
 
 
 class DeadLetters:
@@ -121,15 +118,13 @@ class DeadLetters:
         return _entry(row) if row else None
 
     async def resolve(self, which: DeadLetterId, state: DeadLetterState, *, by: str, reason: str) -> None:
-        """Records that it was replayed or discarded.
+        """Records that it was replayed or discarded. A discard gives up the refund that it is about.
 
         Raises:
             AlreadyResolved: it was before.
             DiscardRefused: it must not be discarded.
         """
         async with self._database.transaction() as connection:
-            if state == DeadLetterState.DEAD_LETTER_STATE_DISCARDED:
-                await _refuse_discard(connection, which)
             resolved = await connection.fetchval(
                 "insert into dead_letter_resolutions (partition, record_offset, state, resolved_by, reason)"
                 " values ($1, $2, $3, $4, $5) on conflict do nothing returning true",
@@ -141,6 +136,8 @@ class DeadLetters:
             )
             if not resolved:
                 raise AlreadyResolved
+            if state == DeadLetterState.DEAD_LETTER_STATE_DISCARDED:
+                await _discard(connection, which)
 
     async def create_plan(self, which: DeadLetterFilter, *, by: str) -> ReplayPlan | None:
         """Freezes the list of all unresolved matches. None: there is no match."""
@@ -222,7 +219,39 @@ class DeadLetters:
             await connection.execute("update replay_plans set aborted = true where plan_id = $1", plan_id)
 
 
-async def _refuse_discard(connection: "Connection", which: DeadLetterId) -> None:
+async def settle(connection: "Connection", group: str, order_id: str, event_id: str) -> None:
+    """Closes a group's open dead letters of an event that has been decided without them."""
+    rows = await connection.fetch(
+        "select partition, record_offset, dead_letter from dead_letters d where order_id = $1 and group_name = $2"
+        " and not exists (select from dead_letter_resolutions r"
+        " where r.partition = d.partition and r.record_offset = d.record_offset)",
+        order_id,
+        group,
+    )
+    for row in rows:
+        event = _event_of(DeadLetter.FromString(row["dead_letter"]))
+        if event is not None and event.event_id == event_id:
+            await connection.execute(
+                "insert into dead_letter_resolutions (partition, record_offset, state, resolved_by, reason)"
+                " values ($1, $2, $3, $4, 'another record has settled it') on conflict do nothing",
+                row["partition"],
+                row["record_offset"],
+                DeadLetterState.DEAD_LETTER_STATE_SETTLED,
+                group,
+            )
+
+
+def _event_of(letter: DeadLetter) -> OrderEvent | None:
+    """Returns the event that a dead letter carries; its bytes may be anything."""
+    try:
+        event = OrderEvent.FromString(letter.value)
+        return event if str(uuid.UUID(event.event_id)) == event.event_id else None
+    except (DecodeError, ValueError):
+        return None
+
+
+async def _discard(connection: "Connection", which: DeadLetterId) -> None:
+    """Gives up what the record asked for, where it may be."""
     row = await connection.fetchrow(
         "select dead_letter, group_name, order_id from dead_letters where partition = $1 and record_offset = $2",
         which.partition,
@@ -230,29 +259,26 @@ async def _refuse_discard(connection: "Connection", which: DeadLetterId) -> None
     )
     if row is None:
         return
-    origin = DeadLetter.FromString(row["dead_letter"]).origin
-    if await connection.fetchval(
-        "select true from outcomes where group_name = $1 and topic = $2 and partition = $3 and record_offset = $4",
+    letter = DeadLetter.FromString(row["dead_letter"])
+    event, origin = _event_of(letter), letter.origin
+    # No outcome is stored for what is no event. At other coordinates it is one of another record, which has told it.
+    if event is not None and await connection.fetchval(
+        "select true from outcomes where group_name = $1 and event_id = $2"
+        " and topic = $3 and partition = $4 and record_offset = $5",
         row["group_name"],
+        event.event_id,
         origin.topic,
         origin.partition,
         origin.offset,
     ):
         raise DiscardRefused("OUTCOME_STORED")
-    if row["group_name"] == "payment-processor" and await connection.fetchval(
-        "select true from payments where order_id = $1 and state in ('intended', 'unknown')", row["order_id"]
-    ):
-        raise DiscardRefused("CHARGE_OPEN")
-    if row["group_name"] == "payment-processor" and await connection.fetchval(
-        "select true where exists (select from refunds where order_id = $1 and state = 'intended')"
-        # One that did not get as far as its intent: the order is cancelled, and what was captured is not given back.
-        " or exists (select from orders join payments using (order_id) where order_id = $1 and status = $2"
-        " and payment_status <> $3 and state = 'captured')",
-        row["order_id"],
-        OrderStatus.ORDER_STATUS_CANCELLED,
-        PaymentStatus.PAYMENT_STATUS_REFUNDED,
-    ):
-        raise DiscardRefused("REFUND_OPEN")
+    if row["group_name"] != _PAYMENTS or row["order_id"] is None:
+        return
+    record = None
+    if event is not None:
+        record = Delivery(event, _PAYMENTS, Coordinates(origin.topic, origin.partition, origin.offset))
+    for event_id in await discarded_refunds.give_up(connection, str(row["order_id"]), record):
+        await settle(connection, _PAYMENTS, str(row["order_id"]), event_id)
 
 
 def _condition(which: DeadLetterFilter, *, include_resolved: bool) -> tuple[str, list[Any]]:

@@ -14,8 +14,21 @@ _UNPAID: Final = (
     " and not exists (select from payments where payments.order_id = orders.order_id and first_send_time is not null)"
     " order by expire_time, order_id limit $2"
 )
+_UNSETTLED: Final = (
+    "select order_id from orders join payments using (order_id)"  # noqa: S608 - a constant
+    f" where status in ({OrderStatus.ORDER_STATUS_CANCELLED}, {OrderStatus.ORDER_STATUS_EXPIRED})"
+    " and orders.update_time between $1 and $2 and payments.update_time <= $2"
+    " and (state in ('intended', 'unknown') or state = 'captured' and amount_minor > coalesce((select"
+    " sum(refunds.amount_minor) from refunds where refunds.order_id = payments.order_id and refunds.state <> 'refused'"
+    "), 0)) order by orders.update_time limit $3"
+)
+_SENT: Final = (
+    "select order_id from refunds where state = 'intended' and first_send_time < $1 order by first_send_time limit $2"
+)
 _MOST: Final = 2_000
 """At a time, the oldest: what is asked for is decided before as much again is asked for."""
+_LONGEST: Final = datetime.timedelta(days=30)
+"""Orders that were called off longer ago are not looked at any more: a look must not cost more with every year."""
 
 
 class DueOrders:
@@ -38,3 +51,14 @@ class DueOrders:
                 "select order_id from payments where refund_due order by update_time limit $1", _MOST
             )
         return [str(row["order_id"]) for row in rows]
+
+    async def unsettled(self, *, quiet_since: datetime.datetime, sent_before: datetime.datetime) -> list[str]:
+        """Returns orders whose money should have been settled by now, and is not.
+
+        They were called off, and since a time nobody has closed their charge or intended to give back what was
+        captured; or a refund of theirs was sent before a time, and nobody knows what became of it.
+        """
+        async with self._database.connection() as connection:
+            called_off = await connection.fetch(_UNSETTLED, quiet_since - _LONGEST, quiet_since, _MOST)
+            sent = await connection.fetch(_SENT, sent_before, _MOST)
+        return list(dict.fromkeys(str(row["order_id"]) for row in [*called_off, *sent]))

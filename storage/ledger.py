@@ -2,6 +2,7 @@
 
 import datetime
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Literal
 
@@ -67,7 +68,8 @@ class Ledger:
                 "select order_id, idempotency_key from payments where order_id = any($1)", asked
             )
             refunds = await connection.fetch(
-                "select order_id, idempotency_key from refunds where order_id = any($1) and state <> 'refused'"
+                "select order_id, idempotency_key, state, amount_minor from refunds"
+                " where order_id = any($1) and state <> 'refused'"
                 " order by update_time",
                 asked,
             )
@@ -79,8 +81,11 @@ class Ledger:
         by_id = {str(row["order_id"]): order_rows.order_of(row) for row in orders}
         keys = {str(row["order_id"]): str(row["idempotency_key"]) for row in payments}
         refund_keys: dict[str, list[str]] = {}
+        given_up: Counter[str] = Counter()
         for row in refunds:
             refund_keys.setdefault(str(row["order_id"]), []).append(row["idempotency_key"])
+            if row["state"] == "abandoned":
+                given_up[str(row["order_id"])] += row["amount_minor"]
         booked: dict[str, list[Entry]] = {}
         for row in entries:
             booked.setdefault(str(row["order_id"]), []).append(
@@ -97,6 +102,7 @@ class Ledger:
                 charge_key=keys.get(order_id, ""),
                 refund_keys=tuple(refund_keys.get(order_id, ())),
                 entries=tuple(booked.get(order_id, ())),
+                given_up=given_up[order_id],
                 order=by_id.get(order_id),
             )
             for order_id in by_id.keys() | keys.keys() | booked.keys()

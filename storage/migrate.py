@@ -1,5 +1,6 @@
 """Applies the plain SQL files of storage/migrations, in the order of their names."""
 
+import asyncio
 import dataclasses
 import hashlib
 import pathlib
@@ -12,6 +13,8 @@ from settings import DatabaseSettings
 
 _FOLDER: Final = pathlib.Path(__file__).parent / "migrations"
 _LOCK: Final = 0x6F72_6465_7266_6C6F  # any number that nobody else takes: "orderflo"
+_LOCK_PAUSE_SECONDS: Final = 0.2
+_STATEMENT_BY_STATEMENT: Final = "-- Statement by statement, in no transaction:"
 
 
 class MigrationError(Exception):
@@ -29,6 +32,16 @@ class Migration:
     def checksum(self) -> str:
         """SHA-256 of the file."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def statements(self) -> list[str] | None:
+        """Of a file that says so in its first line, what is run one by one. None: all in one transaction.
+
+        Such a file may break off in the middle and is then run from its beginning: each statement may be repeated.
+        """
+        if not self.sql.startswith(_STATEMENT_BY_STATEMENT):
+            return None
+        return [statement.strip() for statement in self.sql.split(";\n") if statement.strip()]
 
 
 def all_migrations() -> list[Migration]:
@@ -50,34 +63,57 @@ async def pending(settings: DatabaseSettings) -> list[Migration]:
 
 
 async def migrate(settings: DatabaseSettings) -> list[Migration]:
-    """Applies what is pending, each file in a transaction of its own, one process at a time. Returns what it applied.
+    """Applies what is pending, one process at a time. Returns what it applied.
+
+    Each file runs in a transaction of its own, or statement by statement if it says so.
 
     Raises:
         MigrationError: see `pending`.
     """
-    connection = await _connect(settings)
+    connection = await _connect(settings, command_timeout=None)  # an index of a large table takes its time
     try:
-        await connection.execute("select pg_advisory_lock($1)", _LOCK)
+        await _wait_for_turn(connection)
         await connection.execute(
             "create table if not exists schema_migrations ("
             " name text primary key, checksum text not null, applied_time timestamptz not null default now())"
         )
         todo = await _pending(connection)
         for migration in todo:
-            async with connection.transaction():
-                await connection.execute("set local lock_timeout = '5s'")
-                await connection.execute(migration.sql)
-                await connection.execute(
-                    "insert into schema_migrations (name, checksum) values ($1, $2)", migration.name, migration.checksum
-                )
+            await _apply(connection, migration)
             fault_points.reached("W16")
         return todo
     finally:
         await connection.close(timeout=5)
 
 
-async def _connect(settings: DatabaseSettings) -> "asyncpg.Connection[asyncpg.Record]":
-    return await asyncpg.connect(settings.url.get_secret_value(), timeout=settings.connect_timeout, command_timeout=60)
+async def _wait_for_turn(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    # Who waits for a lock inside of PostgreSQL holds a snapshot, and an index that is built concurrently waits for all
+    # snapshots: the two would wait for each other.
+    while True:
+        if await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
+            return
+        await asyncio.sleep(_LOCK_PAUSE_SECONDS)
+
+
+async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> None:
+    for statement in migration.statements or ():
+        # No limit: what such a file does waits for old transactions, and nobody waits for it meanwhile.
+        await connection.execute(statement)
+    async with connection.transaction():
+        if migration.statements is None:
+            await connection.execute("set local lock_timeout = '5s'")
+            await connection.execute(migration.sql)
+        await connection.execute(
+            "insert into schema_migrations (name, checksum) values ($1, $2)", migration.name, migration.checksum
+        )
+
+
+async def _connect(
+    settings: DatabaseSettings, *, command_timeout: float | None = 60
+) -> "asyncpg.Connection[asyncpg.Record]":
+    return await asyncpg.connect(
+        settings.url.get_secret_value(), timeout=settings.connect_timeout, command_timeout=command_timeout
+    )
 
 
 async def _pending(connection: "asyncpg.Connection[asyncpg.Record]") -> list[Migration]:

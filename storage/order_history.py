@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from orderflow.events.v1.order_event_pb2 import OrderEvent
+from orderflow.operations.v1.dead_letter_service_pb2 import DeadLetterState
 from storage.database import Database
 
 
@@ -20,10 +21,15 @@ class HistoryPosition:
 
 @dataclasses.dataclass(frozen=True)
 class HistoryRow:
-    """One entry: an event or a dead letter."""
+    """One entry: an event or a dead letter.
+
+    `resolution` is what became of a dead letter, the name of its state without its prefix; empty while it is open.
+    """
 
     position: HistoryPosition
     what: OrderEvent | DeadLetter
+    resolution: str = ""
+    resolution_reason: str = ""
 
 
 class OrderHistory:
@@ -42,12 +48,14 @@ class OrderHistory:
             condition = "where (time, revision, entry_id) > ($3, $4, $5)"
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "select time, revision, entry_id, event, dead_letter from ("  # noqa: S608 - numbers of parameters
+                "select time, revision, entry_id, event, dead_letter, state, reason from ("  # noqa: S608 - numbers
                 ' select occur_time as time, revision, event_id::text collate "C" as entry_id,'
-                " event, null::bytea as dead_letter from order_events where order_id = $1"
+                " event, null::bytea as dead_letter, null::smallint as state, null::text as reason"
+                " from order_events where order_id = $1"
                 " union all"
-                " select occur_time, 0, 'dlq/' || partition || '-' || record_offset, null, dead_letter"
-                " from dead_letters where order_id = $1"
+                " select occur_time, 0, 'dlq/' || partition || '-' || record_offset, null, dead_letter, state, reason"
+                " from dead_letters left join dead_letter_resolutions using (partition, record_offset)"
+                " where order_id = $1"
                 f") as entries {condition} order by time, revision, entry_id limit $2",
                 *values,
             )
@@ -57,6 +65,8 @@ class OrderHistory:
                 DeadLetter.FromString(row["dead_letter"])
                 if row["event"] is None
                 else OrderEvent.FromString(row["event"]),
+                _resolution(row["state"]),
+                row["reason"] or "",
             )
             for row in rows
         ]
@@ -80,3 +90,9 @@ class OrderHistory:
             if row["revision"] == row["after"] + len(run) + 1:
                 run.append(OrderEvent.FromString(row["event"]))
         return runs
+
+
+def _resolution(state: int | None) -> str:
+    if state is None:
+        return ""
+    return DeadLetterState.Name(DeadLetterState.ValueType(state)).removeprefix("DEAD_LETTER_STATE_")

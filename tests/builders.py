@@ -8,6 +8,7 @@ from typing import Any
 from aiokafka import ConsumerRecord
 
 from domain import events
+from domain.commands import FOR_OPERATORS
 from domain.identifiers import command_event_id, request_fingerprint
 from domain.orders import new_order
 from domain.records import Coordinates, Delivery
@@ -165,16 +166,20 @@ def a_command(
     name: str,
     order_id: str,
     *,
-    caller: str = CALLER,
-    scopes: Sequence[str] = (),
+    caller: str | None = None,
+    scopes: Sequence[str] | None = None,
     request_id: str = "",
     etag: str = "",
     event_id: str = "",
     now: datetime.datetime = NOW,
     **details: Any,
 ) -> OrderEvent:
-    """Returns a command: cancel, ship, complete, expire or refund."""
+    """Returns a command: cancel, ship, complete, expire or refund. Who gives it may, unless told otherwise."""
     command_type, field = _COMMANDS[name]
+    if caller is None:
+        caller = "" if name == "expire" else CALLER
+    if scopes is None:
+        scopes = ["orders:operate"] if caller and command_type in FOR_OPERATORS else []
     event = events.command(
         command_type,
         order_id,

@@ -119,6 +119,8 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         due=DueOrders(parts.database),
         publisher=publisher,
         interval=parts.settings.worker.sweep_seconds,
+        patience=datetime.timedelta(minutes=parts.settings.worker.unsettled_minutes),
+        key_window=datetime.timedelta(hours=parts.settings.gateway.key_window_hours),
         now=now,
         source=order_processor.SPEC.group,
     )

@@ -1,6 +1,5 @@
 """Gives money back: that of cancelled orders, and what somebody asked for. A part of the payment processor."""
 
-import contextlib
 import datetime
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,7 +12,7 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent
 from storage.outcomes import Settled
 from storage.refund_decisions import RefundIntent
 from telemetry import metrics
-from workers.gateways.gateway import ChargeUnknown, GatewayRefused, PaymentGateway, Refund
+from workers.gateways.gateway import ChargeUnknown, GatewayRefused, GatewayUnavailable, PaymentGateway, Refund
 
 
 class RefundDecisions(Protocol):
@@ -33,8 +32,18 @@ class RefundDecisions(Protocol):
         """Stores the intent of a refund that was asked for and returns it, or what is decided."""
         ...
 
-    async def sent_anew(self, intent: RefundIntent) -> None:
-        """Records that the refund's window of keys begins now."""
+    async def due(
+        self, delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
+    ) -> str | RefundIntent | Settled:
+        """Returns what is due of the order that a sweep asks about: a refund, or a key to close; or what is decided."""
+        ...
+
+    async def sent_anew(self, intent: RefundIntent) -> RefundIntent:
+        """Records that the refund's window of keys begins now, and returns it as one of which nothing is out."""
+        ...
+
+    async def not_sent(self, intent: RefundIntent) -> None:
+        """Records that nothing is out under the refund's key."""
         ...
 
     async def refunded(self, delivery: Delivery, intent: RefundIntent, *, gateway_reference: str) -> list[OrderEvent]:
@@ -43,6 +52,10 @@ class RefundDecisions(Protocol):
 
     async def refused(self, delivery: Delivery, intent: RefundIntent) -> list[OrderEvent]:
         """Books that the gateway refused a refund."""
+        ...
+
+    async def left_open(self, delivery: Delivery) -> list[OrderEvent]:
+        """Books that a record could not settle a refund that another had asked for."""
         ...
 
 
@@ -76,24 +89,34 @@ class Refunds:
         key = await self._decisions.key_to_close(delivery)
         if isinstance(key, Settled):
             return key.events
+        return await self._close(delivery, key)
+
+    async def refund(self, delivery: Delivery) -> Sequence[OrderEvent]:
+        """Makes a refund that somebody asked for, or settles what is due of an order, which the system asks for.
+
+        Raises:
+            Permanent: `INVALID_COMMAND`, or the gateway refuses a refund that no caller asked for.
+            Transient, DependencyDown: as `settle_cancelled`; also an order that has no row so far.
+        """
+        if violations := commands.violations_of_command(delivery.event):
+            raise Permanent("INVALID_COMMAND", f"{violations[0].field} {violations[0].description}")
+        is_last = delivery.attempt >= self._attempts
+        if commands.is_systems(delivery.event):
+            sent_before = self._now() - self._key_window
+            due = await self._decisions.due(delivery, sent_before=sent_before, is_last=is_last)
+        else:
+            due = await self._decisions.intend(delivery, is_last=is_last)
+        if isinstance(due, Settled):
+            return due.events
+        return await (self._close(delivery, due) if isinstance(due, str) else self._give_back(delivery, due))
+
+    async def _close(self, delivery: Delivery, key: str) -> Sequence[OrderEvent]:
         charge = await self._gateway.close(key)
         intent = await self._decisions.closed(
             delivery,
             approved=charge.approved if charge else None,
             gateway_reference=charge.reference if charge else "",
         )
-        return intent.events if isinstance(intent, Settled) else await self._give_back(delivery, intent)
-
-    async def refund(self, delivery: Delivery) -> Sequence[OrderEvent]:
-        """Makes a refund that somebody asked for.
-
-        Raises:
-            Permanent: `INVALID_COMMAND`, or the gateway refuses a refund that the system asked for.
-            Transient, DependencyDown: as `settle_cancelled`; also an order that has no row so far.
-        """
-        if violations := commands.violations_of_command(delivery.event):
-            raise Permanent("INVALID_COMMAND", f"{violations[0].field} {violations[0].description}")
-        intent = await self._decisions.intend(delivery, is_last=delivery.attempt >= self._attempts)
         return intent.events if isinstance(intent, Settled) else await self._give_back(delivery, intent)
 
     async def _give_back(self, delivery: Delivery, intent: RefundIntent) -> Sequence[OrderEvent]:
@@ -104,9 +127,15 @@ class Refunds:
             refund = await self._sent_or_found(intent)
         except GatewayRefused:
             metrics.PAYMENTS.labels("refund_refused").inc()
-            if delivery.event.type not in commands.LEADS_TO or commands.is_systems(delivery.event):
-                raise  # nobody would hear of it: an operator has to
+            if not intent.request_fingerprint:
+                raise  # no caller would hear of it: an operator has to
             return await self._decisions.refused(delivery, intent)
+        except ChargeUnknown:
+            metrics.PAYMENTS.labels("refund_unknown").inc()
+            if intent.asked_by == delivery.event.event_id:
+                raise
+            # The record that asked for it is a dead letter already; one more would tell nothing new.
+            return await self._decisions.left_open(delivery)
         fault_points.reached("W7")
         metrics.PAYMENTS.labels("refunded").inc()
         emitted = await self._decisions.refunded(delivery, intent, gateway_reference=refund.reference)
@@ -120,20 +149,42 @@ class Refunds:
         more, and a refund that was never made is not left at that, as a charge would be.
         """
         if intent.first_send_time is not None and self._now() - intent.first_send_time > self._key_window:
-            if (found := await self._gateway.find_refund(intent.idempotency_key)) is not None:
+            if (found := await self._looked_up(intent)) is not None:
                 return found
-            await self._decisions.sent_anew(intent)
+            intent = await self._decisions.sent_anew(intent)
         if intent.first_send_time is None:
-            with contextlib.suppress(ChargeUnknown):
+            try:
                 return await self._send(intent)
+            except ChargeUnknown:
+                pass
+            except (GatewayRefused, GatewayUnavailable):
+                await self._decisions.not_sent(intent)
+                raise
+        return await self._sent_again_or_found(intent)
+
+    async def _sent_again_or_found(self, intent: RefundIntent) -> Refund:
+        """Sends once more under a key of which it is not known what became; then a look-up alone tells.
+
+        A refusal does not: the gateway may say no to the second because of the first, made or still on its way. A
+        stored error hides as much. What was sent before is not sent twice more: the second would meet the breaker that
+        the first may have opened, in every round anew.
+        """
         try:
             return await self._send(intent)
-        except ChargeUnknown:
-            # A stored error under the key hides whether it was made. What was sent before is not sent twice more: the
-            # second would meet the breaker that the first may have opened, in every round anew.
-            if (found := await self._gateway.find_refund(intent.idempotency_key)) is not None:
+        except (ChargeUnknown, GatewayRefused) as no_answer:
+            if (found := await self._looked_up(intent)) is not None:
                 return found
-            raise
+            if isinstance(no_answer, ChargeUnknown):
+                raise
+            raise ChargeUnknown(f"an earlier send is open, and another was refused: {no_answer.error_class}") from (
+                no_answer
+            )
+
+    async def _looked_up(self, intent: RefundIntent) -> Refund | None:
+        try:
+            return await self._gateway.find_refund(intent.idempotency_key)
+        except GatewayRefused as refused:
+            raise ChargeUnknown(f"the look-up was refused: {refused.error_class}") from refused
 
     async def _send(self, intent: RefundIntent) -> Refund:
         return await self._gateway.refund(

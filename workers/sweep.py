@@ -1,5 +1,8 @@
 """Asks for what no call asks for: expiry of orders that were not paid in time, and refunds that are due.
 
+Every so often it also asks about orders whose money should have been settled long ago: whatever has kept their records
+from being handled, somebody looks at them again.
+
 A timer in every order processor. It decides nothing: its commands go the way of all others.
 """
 
@@ -41,6 +44,10 @@ class DueOrders(Protocol):
         """Returns the orders of which money is to be given back."""
         ...
 
+    async def unsettled(self, *, quiet_since: datetime.datetime, sent_before: datetime.datetime) -> list[str]:
+        """Returns the orders whose money should have been settled by now."""
+        ...
+
 
 class Publisher(Protocol):
     """Where commands go."""
@@ -65,13 +72,22 @@ class Sweep:
         due: DueOrders,
         publisher: Publisher,
         interval: float,
+        patience: datetime.timedelta,
+        key_window: datetime.timedelta,
         now: Callable[[], datetime.datetime],
         source: str,
     ) -> None:
-        """Collaborators are given; nothing is connected here. `source` is the worker whose timer this is."""
+        """Collaborators are given; nothing is connected here.
+
+        `patience` is how long an order's money may stay unsettled, and how often that is looked at; `key_window` is how
+        long the gateway honours a key. `source` is the worker whose timer this is.
+        """
         self._due = due
         self._publisher = publisher
         self._interval = interval
+        self._patience = patience
+        self._key_window = key_window
+        self._slots_of_patience = max(round(patience.total_seconds() / interval), 1)
         self._now = now
         self._source = source
 
@@ -91,9 +107,11 @@ class Sweep:
             DependencyDown: PostgreSQL is away.
         """
         now = self._now()
-        unpaid, refunds = await self._due.unpaid(now), await self._due.refunds()
+        unpaid, late = await self._due.unpaid(now), await self._due.refunds()
+        unsettled = await self._unsettled(now)
+        refunds = dict.fromkeys(unsettled, "OVERDUE") | dict.fromkeys(late, "LATE_APPROVAL")
         commands = [self._expiry(order_id, now) for order_id in unpaid]
-        commands += [self._refund(order_id, now) for order_id in refunds]
+        commands += [self._refund(order_id, reason, now) for order_id, reason in refunds.items()]
         if not commands:
             return 0
         failures = await self._publisher.publish_all(
@@ -102,24 +120,35 @@ class Sweep:
         asked = failures.count(None)
         metrics.SWEPT.labels("expiry").inc(failures[: len(unpaid)].count(None))
         metrics.SWEPT.labels("refund").inc(failures[len(unpaid) :].count(None))
-        log.info("sweep.asked", expiries=len(unpaid), refunds=len(refunds), acknowledged=asked)
+        log.info(
+            "sweep.asked", expiries=len(unpaid), refunds=len(refunds), unsettled=len(unsettled), acknowledged=asked
+        )
         return asked
+
+    async def _unsettled(self, now: datetime.datetime) -> list[str]:
+        """Looks in one of so many slots only: while the gateway is away much is unsettled, and asking does not help."""
+        if self._slot(now) % self._slots_of_patience:
+            return []
+        return await self._due.unsettled(quiet_since=now - self._patience, sent_before=now - self._key_window)
+
+    def _slot(self, now: datetime.datetime) -> int:
+        return int(now.timestamp() // self._interval)
 
     def _expiry(self, order_id: str, now: datetime.datetime) -> OrderEvent:
         command = self._command(E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, order_id, now)
         command.order_expiry_requested.CopyFrom(OrderExpiryRequestedDetails())
         return command
 
-    def _refund(self, order_id: str, now: datetime.datetime) -> OrderEvent:
+    def _refund(self, order_id: str, reason: str, now: datetime.datetime) -> OrderEvent:
         command = self._command(E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED, order_id, now)
-        command.order_refund_requested.CopyFrom(OrderRefundRequestedDetails(reason="LATE_APPROVAL"))
+        command.order_refund_requested.CopyFrom(OrderRefundRequestedDetails(reason=reason))
         return command
 
     def _command(self, command_type: E, order_id: str, now: datetime.datetime) -> OrderEvent:
         return events.command(
             command_type,
             order_id,
-            event_id=swept_event_id(command_type, order_id, int(now.timestamp() // self._interval)),
+            event_id=swept_event_id(command_type, order_id, self._slot(now)),
             caller="",
             terms=CommandTerms(),
             correlation_id=order_id,

@@ -87,8 +87,8 @@ def _decided(command: OrderEvent, answer: Row, caused: list[OrderEvent], life: l
     elif len(caused) > 1 or any(event.type != leads for event in caused):
         yield _violation(command, f"it led to {told}")
     elif not caused and (
-        # What is done already is done; but one more refund is not the one before.
-        command.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED
+        # What is done already is done; but one more refund is not the one before. A sweep goes on with another's.
+        (command.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED and command.metadata.caller)
         or not any(event.type == leads for event in life)
     ):
         yield _violation(command, "answered as done, and nothing came of it")

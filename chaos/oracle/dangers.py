@@ -55,7 +55,8 @@ def _lived(facts: Facts) -> Iterator[str]:
                 case "ORDER_EXPIRED":
                     yield "order expired"
                 case "PAYMENT_REFUNDED" if not was_paid:
-                    yield "order cancelled while it was charged"
+                    if event.order.status == OrderStatus.ORDER_STATUS_CANCELLED:
+                        yield "order cancelled while it was charged"
                 case "PAYMENT_REFUNDED" if event.order.status != OrderStatus.ORDER_STATUS_CANCELLED:
                     yield "order refunded" if event.payment_refunded.whole else "order refunded in part"
     for row in facts.run.table("command_answers"):

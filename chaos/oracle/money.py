@@ -53,8 +53,8 @@ def _charged(facts: Facts, life: list[OrderEvent], charged: list[Amount], booked
     total = _amount(life[0].order.total)
     if last.order_id in facts.unknown_payments:
         wanted, known = charged, []  # nobody can tell: an operator has to look
-    elif _was_paid(life) or (last.status == OrderStatus.ORDER_STATUS_CANCELLED and charged):
-        wanted = known = [total]  # a charge that was on its way when the order was cancelled is booked, and given back
+    elif _was_paid(life) or (_called_off_unpaid(life) and charged):
+        wanted = known = [total]  # a charge that was on its way when the order was called off is booked, and given back
     else:
         wanted = known = []
     if charged != wanted:
@@ -163,7 +163,9 @@ def keys(facts: Facts) -> Iterator[Violation]:
             yield Violation("I7", "one key with several payloads", {"key": key})
 
 
-_ALL_BACK = (OrderStatus.ORDER_STATUS_CANCELLED, OrderStatus.ORDER_STATUS_REFUNDED)
+_ALL_BACK = (
+    OrderStatus.ORDER_STATUS_CANCELLED, OrderStatus.ORDER_STATUS_EXPIRED, OrderStatus.ORDER_STATUS_REFUNDED,
+)  # fmt: skip
 """What was charged for an order that ends so goes back to the minor unit."""
 
 

@@ -42,6 +42,7 @@ MOVES: Final[dict[Type, dict[Status | None, Status]]] = {
         Status.ORDER_STATUS_SHIPPED: Status.ORDER_STATUS_REFUNDED,
         Status.ORDER_STATUS_COMPLETED: Status.ORDER_STATUS_REFUNDED,
         Status.ORDER_STATUS_CANCELLED: Status.ORDER_STATUS_CANCELLED,
+        Status.ORDER_STATUS_EXPIRED: Status.ORDER_STATUS_EXPIRED,
     },
 }
 """Lifecycle events: from which state each may lead to which."""
@@ -106,7 +107,8 @@ def leads_to(event: OrderEvent, stands: Status | None) -> Status | None:
 
 def may_ask(command: OrderEvent, stands: Status) -> bool:
     """Tells whether an order that stands there does what a command asks of it."""
-    if command.type == Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED and stands == Status.ORDER_STATUS_CANCELLED:
+    called_off = (Status.ORDER_STATUS_CANCELLED, Status.ORDER_STATUS_EXPIRED)
+    if command.type == Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED and stands in called_off:
         return not command.metadata.caller  # its money goes back without being asked for
     return stands in MOVES[COMMANDS[command.type]]
 

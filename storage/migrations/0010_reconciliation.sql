@@ -1,11 +1,4 @@
--- What the reconciler goes by: what was booked when, and of which order.
-
-create index payment_entries_of_order on payment_entries (order_id);
-create index payment_entries_by_time on payment_entries (entry_time, entry_id);
-
--- Orders that say that they were paid, by their last change. storage/ledger.py has the same condition.
-create index orders_said_paid on orders (update_time, order_id)
-    where status in (4, 6, 7, 10) or payment_status in (4, 6, 7);
+-- What the reconciler knows of its own. What it reads by is in the next file.
 
 -- How far everything has been compared.
 create table reconciliation_progress (

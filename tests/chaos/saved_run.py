@@ -274,6 +274,21 @@ class SavedRun:
         self.clients.append({"kind": "refused" if refusal else "ok", **answer})
         return command
 
+    def sweep(self, life: list[OrderEvent], name: str, slot: int, *, refusal: str = "") -> OrderEvent:
+        """Has the sweep of a slot ask something of an order."""
+        command = self.event(None, f"ORDER_{name}_REQUESTED", Order(order_id=life[0].order.order_id))
+        command.event_id = a_uuid(f"sweep {slot}")
+        command.metadata.source, command.metadata.caller = "order-processor", ""
+        getattr(command, f"order_{name.lower()}_requested").SetInParent()
+        self.emit(command, "orders")
+        self.answer(command, refusal=refusal, status=life[-1].order.status)
+        return command
+
+    def capture(self, life: list[OrderEvent]) -> None:
+        """Has the gateway charge an order, and PostgreSQL book it."""
+        self._send(life, approved=True)
+        self._book(life[0].order.order_id, "capture", 1000)
+
     def answer(self, command: OrderEvent, *, refusal: str = "", status: int = 0) -> None:
         self.tables["command_answers"].append(
             {"event_id": command.event_id, "refusal": refusal, "refused_status": status if refusal else 0}
@@ -310,7 +325,7 @@ class SavedRun:
         whole = order.refunded.amount_minor == order.total.amount_minor
         order.payment_status = PaymentStatus.Value(f"PAYMENT_STATUS_{'' if whole else 'PARTIALLY_'}REFUNDED")
         status = OrderStatus.Name(order.status).removeprefix("ORDER_STATUS_")
-        status = "REFUNDED" if whole and status != "CANCELLED" else status
+        status = "REFUNDED" if whole and status not in ("CANCELLED", "EXPIRED") else status
         charge = next(line for line in self.gateway if line.get("order_id") == order.order_id)
         self.gateway.append(
             {
@@ -357,7 +372,7 @@ class SavedRun:
     def _charge_late(self, life: list[OrderEvent]) -> None:
         """Cancelled while the charge was on its way."""
         self.cancel(life)
-        self._capture(life)
+        self.capture(life)
         self.give_back(life, life[-1], 1000)
 
     def _cancel_paid(self, life: list[OrderEvent]) -> None:
@@ -380,14 +395,8 @@ class SavedRun:
 
     def _expire(self, life: list[OrderEvent]) -> None:
         """At the second sweep: when the first asked a charge was open."""
-        order_id = life[0].order.order_id
         for slot, refusal in ((1, "CHARGE_OPEN"), (2, "")):
-            command = self.event(None, "ORDER_EXPIRY_REQUESTED", Order(order_id=order_id))
-            command.event_id = a_uuid(f"sweep {slot}")
-            command.metadata.source, command.metadata.caller = "order-processor", ""
-            command.order_expiry_requested.SetInParent()
-            self.emit(command, "orders")
-            self.answer(command, refusal=refusal, status=life[-1].order.status)
+            command = self.sweep(life, "EXPIRY", slot, refusal=refusal)
             if not refusal:
                 life.append(
                     self.follow(command, "ORDER_EXPIRED", "EXPIRED", "orders", "order-processor", life[-1].order)
@@ -475,17 +484,13 @@ class SavedRun:
         return event
 
     def _pay(self, life: list[OrderEvent]) -> None:
-        self._capture(life)
+        self.capture(life)
         paid = {"gateway_reference": f"ch_{life[0].order.order_id}", "amount": life[0].order.total}
         life.append(self.follow(life[-1], "ORDER_PAID", "PAID", "payments", "payment-processor", order_paid=paid))
 
     def _decline(self, life: list[OrderEvent]) -> None:
         self._send(life, approved=False)
         life.append(self.follow(life[-1], "PAYMENT_FAILED", "PAYMENT_FAILED", "payments", "payment-processor"))
-
-    def _capture(self, life: list[OrderEvent]) -> None:
-        self._send(life, approved=True)
-        self._book(life[0].order.order_id, "capture", 1000)
 
     def _book(self, order_id: str, kind: str, amount_minor: int) -> None:
         self.tables["payment_entries"].append(

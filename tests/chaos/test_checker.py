@@ -103,6 +103,10 @@ def keep_the_money(saved: SavedRun) -> None:
     saved.tables["stock"][0].update(available=92, sold=6)
 
 
+def keep_what_an_expired_order_was_charged(saved: SavedRun) -> None:
+    saved.live_on(saved.expired, saved.capture)
+
+
 def forget_what_was_given_back(saved: SavedRun) -> None:
     def live(life: list[OrderEvent]) -> None:
         give_back(saved, life, 300)
@@ -500,6 +504,7 @@ PLANTED: list[tuple[str, Spoil]] = [
     ("I5", give_back_other_parts),
     ("I5", give_back_too_much),
     ("I5", keep_the_money),
+    ("I5", keep_what_an_expired_order_was_charged),
     ("I5", forget_what_was_given_back),
     ("I6", charge_nobody),
     ("I6", give_back_to_nobody),
@@ -627,6 +632,32 @@ def test_an_order_that_never_ends_is_red(tmp_path: pathlib.Path) -> None:
 
     verdict = spoilt(tmp_path, resolve)
     assert {"I3", "I4", "I7", "I10"} <= verdict.broken(), verdict.text()
+
+
+def test_an_expired_order_that_was_charged_all_the_same_gets_its_money_back(tmp_path: pathlib.Path) -> None:
+    def give_back(saved: SavedRun) -> None:
+        def live(life: list[OrderEvent]) -> None:
+            saved.capture(life)
+            saved.give_back(life, saved.sweep(life, "REFUND", 3), 1000)
+
+        saved.live_on(saved.expired, live)
+
+    verdict = spoilt(tmp_path, give_back)
+    assert verdict.passed, verdict.text()
+
+
+def test_a_sweep_may_go_on_with_a_refund_that_another_record_asked_for(tmp_path: pathlib.Path) -> None:
+    def give_back(saved: SavedRun) -> None:
+        def live(life: list[OrderEvent]) -> None:
+            asked = saved.command(life, "RefundOrder")
+            saved.sweep(life, "REFUND", 3)
+            saved.give_back(life, asked, 1000)
+            saved.clients[-1]["order"] = text(life[-1].order.SerializeToString())
+
+        saved.live_on(saved.completed, live)
+
+    verdict = spoilt(tmp_path, give_back)
+    assert verdict.passed, verdict.text()
 
 
 def test_a_message_is_excused_by_a_kill_between_its_copies_only(tmp_path: pathlib.Path) -> None:

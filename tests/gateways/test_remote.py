@@ -78,6 +78,7 @@ def error(code: str) -> str:
         (404, "<html>no such page</html>"),
         (404, "{}"),
         (409, "{}"),
+        (409, error("GATEWAY_KEY_IN_USE")),
     ],
 )
 async def test_what_is_no_answer_of_the_gateway_leaves_a_charge_unknown(serve: Serve, status: int, text: str) -> None:

@@ -82,3 +82,52 @@ async def test_a_new_file_is_pending_and_a_broken_one_leaves_nothing(empty: Data
     found = await tables(empty)
     assert "good" in found
     assert "half" not in found
+
+
+async def test_an_index_that_broke_off_is_built_anew(empty: DatabaseSettings, folder: Path) -> None:
+    """Built concurrently and failed, it stays, is used by nobody and is kept up to date by everybody."""
+    await migrate.migrate(empty)
+    (folder / "9998_table.sql").write_text("create table twice (n int); insert into twice values (1), (1);")
+    (folder / "9999_index.sql").write_text(
+        "-- Statement by statement, in no transaction: a test.\n"
+        "drop index concurrently if exists once;\n"
+        "create unique index concurrently once on twice (n);\n"
+    )
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await migrate.migrate(empty)
+    async with engines.opened(empty) as database:
+        valid = "select indisvalid from pg_index where indexrelid = 'once'::regclass"
+        assert await engines.fetch(database, valid) == [{"indisvalid": False}]
+        await engines.fetch(database, "delete from twice")
+        assert names(await migrate.migrate(empty)) == ["9999_index.sql"]
+        assert await engines.fetch(database, valid) == [{"indisvalid": True}]
+
+
+async def test_orders_go_on_while_their_indexes_are_built(empty: DatabaseSettings, folder: Path) -> None:
+    """A transaction that has written to orders before waits for nobody, and another begins and ends meanwhile."""
+    live = [path for path in files_of(folder) if path.name >= "0007"]
+    kept = {path: path.read_text() for path in live}
+    for path in live:
+        path.unlink()
+    await migrate.migrate(empty)
+    for path, text in kept.items():
+        path.write_text(text)
+    insert = (
+        "insert into orders (order_id, caller, content, status, payment_status, revision, expire_time, update_time)"
+        " values (gen_random_uuid(), 'shop', '', 2, 1, 1, now(), now())"
+    )
+    async with engines.opened(empty) as database, database.transaction() as old:
+        await old.execute(insert)
+        migrating = asyncio.create_task(migrate.migrate(empty))
+        try:
+            async with asyncio.timeout(engines.DEADLINE):
+                while not await engines.fetch(
+                    database, "select 1 from pg_stat_activity where query like '%create index concurrently%'"
+                    " and wait_event_type = 'Lock' and pid <> pg_backend_pid()"
+                ):  # fmt: skip
+                    assert not migrating.done()
+            await engines.fetch(database, insert)
+            assert not migrating.done()
+        finally:
+            migrating.cancel()
+            await asyncio.wait([migrating])

@@ -40,12 +40,14 @@ class Script:
         dies_at: int | None = None,
         copied_at: int | None = None,
         payment_method: str = "pm_card_visa",
+        has_operator: bool = True,
     ) -> None:
         self.commands = commands
         self.calls = calls or {}
         self.dies_at = dies_at
         self.copied_at = copied_at
         self.payment_method = payment_method
+        self.has_operator = has_operator
 
     def __repr__(self) -> str:
         faults = {"calls": self.calls, "dies_at": self.dies_at, "copied_at": self.copied_at}
@@ -89,13 +91,15 @@ class Script:
         """What was given up executes after all; operators replay what is dead; what is due is asked for."""
         await life.gateway.execute_late()
         for _ in range(3):
-            await life.replay_dead()
-            await life.drain()
-            life.now += datetime.timedelta(hours=2)
+            if self.has_operator:
+                await life.replay_dead()
+                await life.drain()
+            life.now += datetime.timedelta(hours=2 if self.has_operator else 24)
             await life.sweep()
             await life.drain(ORDER_PROCESSOR)
             await life.drain(PAYMENT_PROCESSOR)
-        assert life.dead == []
+        if self.has_operator:
+            assert life.dead == []
 
 
 async def every(database: Database, *commands: tuple[str, str], payment_method: str = "pm_card_visa") -> int:
@@ -139,6 +143,17 @@ async def test_one_command_at_every_moment_with_every_fault(own_database: Databa
 @pytest.mark.parametrize("moment", ["first", "before the charge", "after the charge", "paid"])
 async def test_a_declined_order_with_a_cancellation_and_every_fault(own_database: Database, moment: str) -> None:
     await every(own_database, (moment, "cancel"), payment_method=DECLINED)
+
+
+@pytest.mark.parametrize("fault", ["lost", "late"])
+@pytest.mark.parametrize(("name", "first"), [("cancel", 0), ("cancel", 1), ("refund", 1), ("refund a part", 1)])
+async def test_money_is_given_back_without_an_operator(
+    own_database: Database, name: str, first: int, fault: CallFault
+) -> None:
+    """Both sends of a charge or a refund are given up, and nobody replays anything: a sweep settles it in the end."""
+    assert await _played(
+        Script(("paid", name), calls={first: fault, first + 1: fault}, has_operator=False), own_database
+    )
 
 
 def pairs() -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:

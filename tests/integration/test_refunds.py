@@ -1,22 +1,27 @@
 """What the payment processor gives back: of cancelled orders, what was asked for, several at once, and replays."""
 
 import asyncio
+import dataclasses
 import datetime
 from typing import Any
 
 import pytest
 
 from domain.failures import Permanent, Transient
+from domain.identifiers import caused_event_id
+from domain.records import Delivery
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.operations.v1.dead_letter_service_pb2 import DeadLetterState
 from orderflow.orders.v1.order_pb2 import Money
 from storage.database import Database
-from storage.dead_letters import DeadLetterId, DeadLetters, DiscardRefused
+from storage.dead_letters import AlreadyResolved, DeadLetterId, DeadLetters
+from storage.discarded_refunds import DiscardRefused
+from storage.order_history import OrderHistory
 from storage.refund_decisions import RefundIntent
 from tests import engines
 from tests.builders import a_delivery, an_id, order_event
-from tests.lives import ORDER_PROCESSOR, PAYMENT_PROCESSOR, TOTAL, Life
+from tests.lives import ORDER_PROCESSOR, PATIENCE, PAYMENT_PROCESSOR, TOTAL, Life
 from tests.served import ReadModel
 from workers.gateways.gateway import GatewayRefused, KeyClosed
 
@@ -74,7 +79,9 @@ async def test_a_whole_refund_of_its_own_is_a_status_and_leaves_the_stock_sold(
 
 
 async def test_who_may_not_and_what_does_not_fit(life: Life, database: Database) -> None:
-    assert await refunded(life, 1, caller="stranger") == "ORDER_NOT_FOUND"
+    assert await refunded(life, 1, caller="stranger", scopes=[]) == "ORDER_NOT_FOUND"
+    assert await refunded(life, 1, scopes=["orders:write"]) == "ORDER_NOT_FOUND", "the owner is no operator"
+    assert await refunded(life, 1, caller="") == "NOT_DUE", "the system gives back what is due, and nothing else"
     assert await refunded(life, 1, etag='"other"') == "ETAG_MISMATCH"
     assert await refunded(life, amount=Money(currency_code="USD", amount_minor=1)) == "CURRENCY_MISMATCH"
     unpaid = await Life(database).begin()
@@ -210,6 +217,243 @@ async def test_an_approval_that_finds_its_payment_closed_is_swept_and_given_back
     await life.check()
 
 
+async def test_a_charge_of_an_expired_order_is_swept_and_given_back(database: Database) -> None:
+    """Its key was not closed at the gateway: nothing had been sent, for all that PostgreSQL knew."""
+    life = await Life(database).begin()
+    life.gateway.faults = {0: "away"}
+    await life.step(PAYMENT_PROCESSOR)
+    charge = life.delivery(PAYMENT_PROCESSOR, 0)
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 1
+    await life.drain(ORDER_PROCESSOR)
+    assert await life.stands() == ("EXPIRED", "NONE")
+    asked = {"order_id": life.order_id, "amount_minor": TOTAL, "currency_code": "EUR", "payment_method": "pm"}
+    late = await life.gateway.charge(f"charge-{life.order_id}", **asked)
+    assert await life._payments.captured(charge, gateway_reference=late.reference) == []
+    await life.drain()
+    life.now += datetime.timedelta(seconds=30)
+    assert await life.sweep() == 1
+    await life.drain()
+    assert await life.stands() == ("EXPIRED", "REFUNDED")
+    assert life.emitted[-1].payment_refunded.whole
+    life.now += datetime.timedelta(hours=1)
+    assert await life.sweep() == 0
+    await life.check()
+
+
+# -- what nobody has settled -------------------------------------------------------------------------------------------
+
+
+def pass_by(life: Life) -> None:
+    """A payment processor of an older version does not know the types of what stands on the topic."""
+    life.positions[PAYMENT_PROCESSOR] = len(life.orders)
+
+
+async def settled_by_a_sweep(life: Life) -> None:
+    assert await life.sweep() == 0, "too early"
+    life.now += PATIENCE
+    assert await life.sweep() == 1
+    await life.drain()
+    assert life.dead == []
+    life.now += PATIENCE
+    assert await life.sweep() == 0
+    await life.check()
+
+
+async def test_a_cancellation_that_nobody_handled_gives_the_money_back_all_the_same(life: Life) -> None:
+    life.command("cancel")
+    await life.drain(ORDER_PROCESSOR)
+    pass_by(life)
+    await settled_by_a_sweep(life)
+    assert await life.stands() == ("CANCELLED", "REFUNDED")
+    assert life.emitted[-1].payment_refunded.reason == "OVERDUE"
+
+
+@pytest.mark.parametrize(("fault", "payment"), [("dies after", "REFUNDED"), ("dies before", "NONE")])
+async def test_a_charge_that_a_cancellation_left_open_is_closed(database: Database, fault: Any, payment: str) -> None:
+    life = await Life(database).begin()
+    life.gateway.faults = {0: fault}
+    await life.step(PAYMENT_PROCESSOR)
+    life.command("cancel")
+    await life.drain(ORDER_PROCESSOR)
+    pass_by(life)
+    await settled_by_a_sweep(life)
+    assert await life.stands() == ("CANCELLED", payment)
+    assert f"charge-{life.order_id}" in life.gateway._book._closed
+
+
+async def test_a_capture_that_was_booked_after_the_cancellation_passed_by(database: Database) -> None:
+    life = await Life(database).begin()
+    life.gateway.after_charge = lambda: cancelled(life)
+    await life.step(PAYMENT_PROCESSOR)
+    pass_by(life)
+    payment = await life.payment()
+    assert payment is not None
+    assert payment["state"] == "captured"
+    await settled_by_a_sweep(life)
+    assert await life.stands() == ("CANCELLED", "REFUNDED")
+
+
+async def cancelled(life: Life) -> None:
+    life.command("cancel")
+    await life.drain(ORDER_PROCESSOR)
+
+
+async def test_a_cancellation_that_is_only_late_and_a_sweep_give_back_once(life: Life) -> None:
+    await cancelled(life)
+    life.now += PATIENCE
+    assert await life.sweep() == 1
+    await life.drain()
+    assert (await life.entries())[1:] == [("refund", TOTAL)]
+    await life.check()
+
+
+@pytest.fixture
+async def unknown(life: Life, request: pytest.FixtureRequest) -> Delivery:
+    """A record whose refund the gateway never answered for: given up, with a dead letter."""
+    life.gateway.faults = {1: "late", 2: "late"}
+    what = getattr(request, "param", "refund")
+    if what == "a part":
+        life.command("refund", amount=euros(400))
+    else:
+        life.command(what)
+    await life.drain()
+    [given_up] = life.dead
+    assert life.gateway.given_back == 0
+    return given_up
+
+
+@pytest.mark.parametrize("unknown", ["refund", "a part", "cancel"], indirect=True)
+async def test_a_refund_that_nobody_knows_of_is_settled_once_its_key_is_forgotten(
+    life: Life, database: Database, unknown: Delivery
+) -> None:
+    which = await listed(database, unknown)
+    for hours in (1, 21):
+        life.now += datetime.timedelta(hours=hours)
+        assert await life.sweep() == 0, "inside the window the gateway would only repeat its error"
+    life.now += datetime.timedelta(hours=2)
+    assert await life.sweep() == 1
+    await life.drain()
+    refund = life.emitted[-1]
+    assert refund.type == E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED
+    assert refund.metadata.causation_id == unknown.event.event_id, "it is what that record has led to"
+    assert refund.event_id == caused_event_id(unknown.event.event_id, refund.type)
+    if unknown.event.type == E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
+        assert await life.refusal(unknown) == ""
+    letter = await DeadLetters(database).get(which)
+    assert letter is not None
+    assert letter.state == DeadLetterState.DEAD_LETTER_STATE_SETTLED
+    assert letter.resolved_by == PAYMENT_PROCESSOR
+    await life.check()
+    await life.gateway.execute_late()
+    await life.replay_dead()
+    assert life.dead == []
+    assert life.emitted[-1] == refund, "a replay of what a sweep has settled emits nothing"
+    await life.check()
+
+
+async def test_a_sweep_that_learns_nothing_either_leaves_one_dead_letter_and_the_next_settles_it(
+    life: Life, unknown: Delivery
+) -> None:
+    life.gateway.faults = {3: "late", 4: "late"}
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 1
+    await life.drain()
+    assert life.dead == [unknown]
+    assert await life.refusal(life.delivery(PAYMENT_PROCESSOR, len(life.orders) - 1)) == "REFUND_UNKNOWN"
+    life.now += datetime.timedelta(hours=1)
+    assert await life.sweep() == 0
+    life.now += datetime.timedelta(hours=23)
+    assert await life.sweep() == 1
+    await life.drain()
+    await life.check()
+    assert await life.stands() == ("REFUNDED", "REFUNDED")
+
+
+@pytest.mark.parametrize("fault", ["dies before", "dies after", "away", "lost"])
+async def test_a_sweep_that_is_interrupted_goes_on_with_what_it_took_up(
+    life: Life, unknown: Delivery, fault: Any
+) -> None:
+    life.gateway.faults = {3: fault}
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 1
+    await life.drain()
+    assert life.dead == [unknown]
+    assert (await life.entries())[1:] == [("refund", TOTAL)]
+    await life.check()
+
+
+async def test_what_a_caller_asked_for_and_the_gateway_refuses_in_the_end_is_told(
+    life: Life, unknown: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(life, monkeypatch)
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 1
+    await life.drain()
+    assert life.dead == [unknown]
+    assert await life.refusal(unknown) == "REFUND_REFUSED"
+    monkeypatch.undo()
+    assert await refunded(life) == "", "it counts no more"
+    await life.check()
+
+
+async def test_a_refusal_of_a_refund_of_which_nothing_is_out_decides(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.gateway.faults = {1: "away"}
+    command = life.command("refund")
+    await life.step(PAYMENT_PROCESSOR)
+    [row] = await engines.fetch(life.database, "select * from refunds where order_id = $1", life.order_id)
+    assert (row["state"], row["first_send_time"]) == ("intended", None)
+    refuse(life, monkeypatch)
+    await life.drain()
+    assert await life.refusal(command) == "REFUND_REFUSED"
+
+
+async def test_a_refund_whose_send_may_have_been_made_by_another_is_not_taken_back(life: Life) -> None:
+    """A zombie intends, its successor goes on and sends: what the zombie failed to send tells nothing of that."""
+    command = life.command("refund")
+    decisions = life._refunds._decisions
+    zombie = await decisions.intend(command, is_last=False)
+    assert isinstance(zombie, RefundIntent)
+    life.now += datetime.timedelta(seconds=1)
+    await decisions.intend(command, is_last=False)
+    await decisions.not_sent(zombie)
+    [row] = await engines.fetch(life.database, "select * from refunds where order_id = $1", life.order_id)
+    assert row["first_send_time"] is not None
+
+
+def refuse(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the gateway refuse every refund from now on: the charge is disputed, or the account is closed."""
+
+    async def refused(*_: Any, **__: Any) -> Any:
+        raise GatewayRefused("GATEWAY_REFUSED", "told to")
+
+    monkeypatch.setattr(life.gateway, "refund", refused)
+
+
+async def listed(database: Database, given_up: Delivery) -> DeadLetterId:
+    """Has the projector read the dead letter of a record, and returns what it is called."""
+    event, at = given_up.event, given_up.coordinates
+    letter = DeadLetter(
+        group=given_up.group,
+        error_class="GATEWAY_CHARGE_UNKNOWN",
+        key=event.order.order_id.encode(),
+        value=event.SerializeToString(),
+    )
+    letter.origin.topic, letter.origin.partition, letter.origin.offset = at.topic, at.partition, at.offset
+    await ReadModel(database).add(dead_letters=[letter])
+    rows = await engines.fetch(
+        database,
+        "select partition, record_offset from dead_letters d where order_id = $1 and dead_letter = $2 and not exists"
+        " (select from dead_letter_resolutions r"
+        " where r.partition = d.partition and r.record_offset = d.record_offset)",
+        event.order.order_id,
+        letter.SerializeToString(),
+    )
+    return DeadLetterId(int(str(rows[0]["partition"])), int(str(rows[0]["record_offset"])))
+
+
 async def test_a_charge_that_meets_a_closed_key_is_nothing_when_its_order_is_cancelled(database: Database) -> None:
     life = await Life(database).begin()
 
@@ -268,17 +512,83 @@ async def test_a_dead_letter_with_money_to_give_back_is_not_discarded(
     life.command(name)
     await life.drain()
     assert len(life.dead) == 1
-    letter = DeadLetter(group=PAYMENT_PROCESSOR, error_class="GATEWAY_CHARGE_UNKNOWN", key=life.order_id.encode())
-    letter.origin.topic, letter.origin.offset = "orders", int(life.order_id[:8], 16) + 10**9
-    await ReadModel(database).add(dead_letters=[letter])
-    [row] = await engines.fetch(
-        database, "select partition, record_offset from dead_letters where order_id = $1", life.order_id
-    )
-    which = DeadLetterId(int(str(row["partition"])), int(str(row["record_offset"])))
-    discarded = DeadLetterState.DEAD_LETTER_STATE_DISCARDED
+    [given_up] = life.dead
+    which = await listed(database, given_up)
     with pytest.raises(DiscardRefused, match="REFUND_OPEN"):
-        await DeadLetters(database).resolve(which, discarded, by="olga", reason="gone")
+        await discard(database, which, reason="gone")
     await life.replay_dead()
     assert (await life.stands())[1] == "REFUNDED"
-    await DeadLetters(database).resolve(which, discarded, by="olga", reason="it was replayed")
+    with pytest.raises(DiscardRefused, match="OUTCOME_STORED"):
+        await discard(database, which, reason="gone")
     await life.check()
+
+
+async def discard(database: Database, which: DeadLetterId, *, reason: str) -> None:
+    await DeadLetters(database).resolve(which, DeadLetterState.DEAD_LETTER_STATE_DISCARDED, by="olga", reason=reason)
+
+
+async def test_a_refund_that_the_gateway_will_never_make_is_given_up_with_its_dead_letter(
+    life: Life, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(life, monkeypatch)
+    await cancelled(life)
+    await life.drain()
+    await life.replay_dead()
+    [given_up] = life.dead
+    which = await listed(database, given_up)
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 0, "the gateway has said what it thinks of it"
+    await discard(database, which, reason="the charge is disputed")
+    assert await life.stands() == ("CANCELLED", "CAPTURED"), "the state says that the money was kept"
+    assert await life.entries() == [("capture", TOTAL)]
+    history = await OrderHistory(database).page(life.order_id, size=10, after=None)
+    assert [(row.resolution, row.resolution_reason) for row in history] == [("DISCARDED", "the charge is disputed")]
+    monkeypatch.undo()
+    await life.replay_dead()
+    assert life.dead == []
+    life.put(given_up.event)
+    await life.drain()
+    for _ in range(2):
+        life.now += datetime.timedelta(days=1)
+        assert await life.sweep() == 0
+    assert life.gateway.given_back == 0
+    await life.check(given_up=TOTAL)
+    with pytest.raises(DiscardRefused, match="OUTCOME_STORED"):
+        await discard(database, await listed(database, given_up), reason="again")
+
+
+@pytest.mark.parametrize("unknown", ["cancel"], indirect=True)
+@pytest.mark.parametrize("by", [0, 1], ids=["who asked", "the sweep"])
+async def test_one_discard_gives_up_what_two_records_have_tried(
+    life: Life, database: Database, monkeypatch: pytest.MonkeyPatch, unknown: Delivery, by: int
+) -> None:
+    refuse(life, monkeypatch)
+    life.now += datetime.timedelta(days=1)
+    assert await life.sweep() == 1
+    await life.drain()
+    assert life.dead[0] == unknown
+    assert len(life.dead) == 2
+    letters = [await listed(database, each) for each in life.dead]
+    await discard(database, letters[by], reason="the account is closed")
+    other = await DeadLetters(database).get(letters[1 - by])
+    assert other is not None
+    assert other.state == DeadLetterState.DEAD_LETTER_STATE_SETTLED
+    with pytest.raises(AlreadyResolved):
+        await discard(database, letters[by], reason="again")
+    monkeypatch.undo()
+    await life.replay_dead()
+    assert life.dead == []
+    assert life.gateway.given_back == 0
+    await life.check(given_up=TOTAL)
+
+
+async def test_a_discard_goes_by_the_event_and_not_by_a_place_that_a_header_names(
+    life: Life, database: Database
+) -> None:
+    """Who may write to dlq chooses the header. What stands there is no reason to keep the letter of another record."""
+    decided = life.command("refund", amount=euros(1))
+    await life.drain()
+    never_decided = dataclasses.replace(decided, event=order_event(order=await life.row()))
+    await discard(database, await listed(database, never_decided), reason="nothing comes of it")
+    with pytest.raises(DiscardRefused, match="OUTCOME_STORED"):
+        await discard(database, await listed(database, decided), reason="something came of it")

@@ -23,7 +23,7 @@ PAYMENT_FAILED .          .           .         .     =               .        .
 SHIPPED        .          .           .         .     .               =        COMPLETED  .          .        REFUNDED
 COMPLETED      .          .           .         .     .               .        =          .          .        REFUNDED
 CANCELLED      .          .           .         .     .               .        .          =          .        CANCELLED
-EXPIRED        .          .           .         .     .               .        .          .          =        .
+EXPIRED        .          .           .         .     .               .        .          .          =        EXPIRED
 REFUNDED       .          .           .         .     .               .        .          .          .        =
 """
 _EVENTS = {

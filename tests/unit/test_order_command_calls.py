@@ -190,6 +190,18 @@ async def test_anothers_order_is_not_there(bench: Bench, monkeypatch: pytest.Mon
     assert bench.server._store.answers == {}, "it was not even handed over"
 
 
+async def test_with_little_time_anothers_order_is_not_there_either(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_commands, "_ROW_SECONDS", 60.0)
+    called_as(monkeypatch)
+    for order_id in (await bench.paid(), an_id()):
+        call = bench.stub.CancelOrder(
+            CancelOrderRequest(order_id=order_id), metadata=(("caller", "stranger"),), timeout=0.5
+        )
+        assert await refused(call) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND", [])
+
+
 async def test_an_answer_that_is_known_needs_no_kafka(bench: Bench) -> None:
     cancel = CancelOrderRequest(order_id=await bench.paid(), request_id="c-1")
     first = await bench.stub.CancelOrder(cancel)

@@ -122,7 +122,7 @@ class Shop:
         order = an_order(order_id=order_id, now=time)
         order.status, order.payment_status = OrderStatus.ORDER_STATUS_PAID, PaymentStatus.PAYMENT_STATUS_CAPTURED
         entry = Entry("capture", time, charge.reference, charge.amount_minor, charge.currency_code)
-        self.ledger.booked[order_id] = Account(f"charge-{order_id}", (), (entry,), order)
+        self.ledger.booked[order_id] = Account(f"charge-{order_id}", (), (entry,), order=order)
         self.ledger.touches.append((time, order_id))
 
     async def sell(self) -> str:

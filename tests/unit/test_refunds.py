@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -13,7 +13,7 @@ from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.orders.v1.order_pb2 import Money
 from storage.outcomes import Settled
 from storage.refund_decisions import RefundIntent
-from tests.builders import NOW, a_command, a_delivery, an_order, order_event
+from tests.builders import NOW, a_command, a_delivery, an_id, an_order, order_event
 from workers.gateways.book import Execution, RefundExecuted
 from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, Refund
 from workers.gateways.simulated import SimulatedGateway
@@ -30,6 +30,7 @@ class Gateway(SimulatedGateway):
         self.executed: list[Execution] = []
         self.calls: list[str] = []
         self.faults: list[str] = []
+        self.late: list[Callable[[], Awaitable[Refund]]] = []
         super().__init__(key_ttl=86400, clock=lambda: clock.now.timestamp(), on_execution=self.executed.append)
 
     @property
@@ -42,6 +43,10 @@ class Gateway(SimulatedGateway):
             raise GatewayUnavailable("told to")
         if fault == "refused":
             raise GatewayRefused("GATEWAY_REFUND_TOO_LARGE", "told to")
+        if fault == "late":
+            self.late.append(lambda: super(Gateway, self).refund(key, charge_reference=charge_reference,
+                                                                 amount_minor=amount_minor))  # fmt: skip
+            raise ChargeUnknown("told to")
         if fault == "lost before":
             raise ChargeUnknown("told to")
         refund = await super().refund(key, charge_reference=charge_reference, amount_minor=amount_minor)
@@ -50,7 +55,10 @@ class Gateway(SimulatedGateway):
         return refund
 
     async def find_refund(self, key: str) -> Refund | None:
-        if self._next("find_refund"):
+        fault = self._next("find_refund")
+        if fault == "refused":
+            raise GatewayRefused("GATEWAY_INVALID_REQUEST", "told to")
+        if fault:
             raise GatewayUnavailable("told to")
         return await super().find_refund(key)
 
@@ -77,10 +85,15 @@ class Decisions:
         self.charge_reference = ""
         self.first_send_time: datetime.datetime | None = None
         self.intended = False
+        self.asked_by = ""
+        self.request_fingerprint: bytes | None = None
+        self.key_is_due = False
         self.has_payment = True
         self.settled: list[OrderEvent] | None = None
         self.reference = ""
         self.was_refused = False
+        self.was_left_open = False
+        self.sent_before: datetime.datetime | None = None
         self.is_last: bool | None = None
         self.answer = [order_event(E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED)]
 
@@ -88,13 +101,21 @@ class Decisions:
     def charge_key(self) -> str:
         return f"charge-{self.order_id}"
 
-    def _intend(self) -> RefundIntent:
+    def _intend(self, delivery: Delivery) -> RefundIntent:
+        if not self.intended:
+            event = delivery.event
+            self.asked_by = event.event_id
+            self.request_fingerprint = event.command.request_fingerprint if event.HasField("command") else None
         intent = RefundIntent(
-            self.order_id,
-            f"refund-{self.order_id}",
-            self.charge_reference,
-            Money(currency_code="EUR", amount_minor=TOTAL),
-            self.first_send_time,
+            order_id=self.order_id,
+            asked_by=self.asked_by,
+            idempotency_key=f"refund-{self.order_id}",
+            charge_reference=self.charge_reference,
+            amount=Money(currency_code="EUR", amount_minor=TOTAL),
+            reason="",
+            request_fingerprint=self.request_fingerprint,
+            send_time=self.clock.now,
+            first_send_time=self.first_send_time,
         )
         self.first_send_time = self.first_send_time or self.clock.now
         self.intended = True
@@ -105,19 +126,33 @@ class Decisions:
             return Settled(self.settled or [])
         return self.charge_key
 
-    async def closed(self, _: Delivery, *, approved: bool | None, gateway_reference: str) -> RefundIntent | Settled:
+    async def closed(
+        self, delivery: Delivery, *, approved: bool | None, gateway_reference: str
+    ) -> RefundIntent | Settled:
         if not approved:
             self.settled = []
             return Settled([])
         self.charge_reference = gateway_reference
-        return self._intend()
+        return self._intend(delivery)
 
-    async def intend(self, _: Delivery, *, is_last: bool) -> RefundIntent | Settled:
+    async def intend(self, delivery: Delivery, *, is_last: bool) -> RefundIntent | Settled:
         self.is_last = is_last
-        return self._intend() if self.settled is None else Settled(self.settled)
+        return self._intend(delivery) if self.settled is None else Settled(self.settled)
 
-    async def sent_anew(self, _: RefundIntent) -> None:
+    async def due(
+        self, delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
+    ) -> str | RefundIntent | Settled:
+        self.sent_before, self.is_last = sent_before, is_last
+        if self.settled is not None:
+            return Settled(self.settled)
+        return self.charge_key if self.key_is_due else self._intend(delivery)
+
+    async def sent_anew(self, intent: RefundIntent) -> RefundIntent:
         self.first_send_time = self.clock.now
+        return dataclasses.replace(intent, first_send_time=None, send_time=self.clock.now)
+
+    async def not_sent(self, intent: RefundIntent) -> None:
+        self.first_send_time = None
 
     async def refunded(self, _: Delivery, intent: RefundIntent, *, gateway_reference: str) -> list[OrderEvent]:
         self.reference, self.settled = gateway_reference, self.answer
@@ -125,6 +160,10 @@ class Decisions:
 
     async def refused(self, _: Delivery, intent: RefundIntent) -> list[OrderEvent]:
         self.was_refused, self.settled = True, []
+        return []
+
+    async def left_open(self, _: Delivery) -> list[OrderEvent]:
+        self.was_left_open = True
         return []
 
 
@@ -142,6 +181,7 @@ class Bench:
         )
         self.attempt = 1
         self.owned = True
+        self.event_id = an_id()
 
     async def charge(self) -> str:
         charge = await self.gateway.charge(
@@ -157,8 +197,13 @@ class Bench:
     async def cancelled(self, *faults: str) -> Sequence[OrderEvent]:
         return await self._handle(order_event(E.ORDER_EVENT_TYPE_ORDER_CANCELLED), faults)
 
-    async def asked(self, *faults: str, caller: str = "shop") -> Sequence[OrderEvent]:
-        return await self._handle(a_command("refund", self.decisions.order_id, caller=caller), faults)
+    async def asked(self, *faults: str) -> Sequence[OrderEvent]:
+        return await self._handle(a_command("refund", self.decisions.order_id, event_id=self.event_id), faults)
+
+    async def swept(self, *faults: str, event_id: str = "") -> Sequence[OrderEvent]:
+        command = a_command("refund", self.decisions.order_id, caller="", event_id=event_id)
+        command.command.request_fingerprint = b""
+        return await self._handle(command, faults)
 
     async def _handle(self, event: OrderEvent, faults: Sequence[str]) -> Sequence[OrderEvent]:
         self.gateway.faults, self.gateway.calls = list(faults), []
@@ -290,10 +335,121 @@ async def test_a_refusal_is_told_to_who_asked(bench: Bench) -> None:
 
 async def test_a_refusal_that_nobody_would_hear_of_is_a_dead_letter(bench: Bench) -> None:
     await bench.charge()
-    for refused in (bench.cancelled("", "refused"), bench.asked("refused", caller="")):
+    for refused in (bench.cancelled("", "refused"), bench.swept("refused")):
         with pytest.raises(Permanent):
             await refused
     assert not bench.decisions.was_refused
+
+
+# -- a second send, while it is not known what became of the first -----------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["lost after", "late", "lost before"])
+async def test_a_refusal_of_the_second_send_tells_nothing_of_the_first(bench: Bench, first: str) -> None:
+    """The gateway may refuse it because of the first, which is made or still on its way."""
+    await bench.charge()
+    if first == "lost after":
+        assert await bench.asked(first, "refused") == bench.decisions.answer
+    else:
+        with pytest.raises(Transient, match="GATEWAY_CHARGE_UNKNOWN"):
+            await bench.asked(first, "refused")
+    assert bench.gateway.calls == ["refund", "refund", "find_refund"]
+    assert not bench.decisions.was_refused
+
+
+async def test_a_refund_that_executes_after_its_repeat_was_refused_is_found(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(Transient):
+        await bench.asked("late", "refused")
+    for execute in bench.gateway.late:
+        await execute()
+    assert await bench.asked("refused") == bench.decisions.answer
+    assert bench.gateway.calls == ["refund", "find_refund"]
+    assert len(bench.gateway.refunds) == 1
+
+
+@pytest.mark.parametrize("look_up", ["refused", "unavailable"])
+async def test_a_look_up_that_is_not_answered_settles_nothing(bench: Bench, look_up: str) -> None:
+    await bench.charge()
+    with pytest.raises((Transient, DependencyDown)):
+        await bench.asked("lost after", "refused", look_up)
+    assert not bench.decisions.was_refused
+    bench.clock.now += datetime.timedelta(days=2)
+    with pytest.raises((Transient, DependencyDown)):
+        await bench.asked(look_up)
+    assert await bench.asked() == bench.decisions.answer
+    assert len(bench.gateway.refunds) == 1
+
+
+async def test_a_refund_of_which_nothing_was_sent_can_be_refused_later(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(DependencyDown):
+        await bench.asked("unavailable")
+    assert await bench.asked("refused") == []
+    assert bench.decisions.was_refused
+
+
+async def test_a_refused_refund_that_is_replayed_is_refused_again_and_not_unknown(bench: Bench) -> None:
+    await bench.charge()
+    for _ in range(2):
+        with pytest.raises(GatewayRefused):
+            await bench.cancelled("", "refused")
+    assert bench.gateway.calls == ["close", "refund"]
+
+
+async def test_past_the_window_a_refusal_decides_again(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(Transient):
+        await bench.asked("lost before", "refused")
+    bench.clock.now += datetime.timedelta(days=2)
+    assert await bench.asked("", "refused") == []
+    assert bench.gateway.calls == ["find_refund", "refund"]
+    assert bench.decisions.was_refused
+
+
+# -- what a sweep asks for ------------------------------------------------------------------------------------------
+
+
+async def test_a_sweep_closes_the_key_of_a_charge_that_nobody_settled(bench: Bench) -> None:
+    await bench.charge()
+    bench.decisions.key_is_due = True
+    assert await bench.swept() == bench.decisions.answer
+    assert bench.gateway.calls == ["close", "refund"]
+
+
+async def test_a_sweep_goes_on_with_a_refund_that_is_past_the_window(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(Transient):
+        await bench.asked("lost before", "lost before")
+    bench.clock.now += datetime.timedelta(days=2)
+    assert await bench.swept() == bench.decisions.answer
+    assert bench.decisions.sent_before == bench.clock.now - WINDOW
+    assert bench.gateway.calls == ["find_refund", "refund"]
+
+
+async def test_a_sweep_that_cannot_settle_anothers_refund_writes_no_dead_letter(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(Transient):
+        await bench.asked("lost before", "lost before")
+    bench.clock.now += datetime.timedelta(days=2)
+    assert await bench.swept("", "lost before", "lost before") == []
+    assert bench.decisions.was_left_open
+
+
+async def test_a_refund_that_a_sweep_asked_for_itself_is_tried_again(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(Transient):
+        await bench.swept("lost before", "lost before")
+    assert not bench.decisions.was_left_open
+
+
+async def test_a_refusal_of_what_a_caller_asked_for_is_told_when_a_sweep_meets_it(bench: Bench) -> None:
+    await bench.charge()
+    with pytest.raises(Transient):
+        await bench.asked("lost before", "lost before")
+    bench.clock.now += datetime.timedelta(days=2)
+    assert await bench.swept("", "refused") == []
+    assert bench.decisions.was_refused
 
 
 @pytest.mark.parametrize(("attempt", "is_last"), [(1, False), (8, False), (9, True)])

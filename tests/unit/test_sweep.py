@@ -18,9 +18,13 @@ from tests import engines
 from tests.builders import NOW, an_id
 from workers.sweep import Sweep, SweepingRuntime
 
+PATIENCE, WINDOW = datetime.timedelta(minutes=15), datetime.timedelta(hours=23)
+
 
 class Due:
     def __init__(self) -> None:
+        self.to_settle: list[str] = []
+        self.limits: list[tuple[datetime.datetime, datetime.datetime]] = []
         self.orders: list[str] = []
         self.to_refund: list[str] = []
         self.is_away = False
@@ -34,6 +38,10 @@ class Due:
 
     async def refunds(self) -> list[str]:
         return self.to_refund
+
+    async def unsettled(self, *, quiet_since: datetime.datetime, sent_before: datetime.datetime) -> list[str]:
+        self.limits.append((quiet_since, sent_before))
+        return self.to_settle
 
 
 class Topics:
@@ -57,7 +65,13 @@ class Bench:
         self.due, self.topics, self.now = Due(), Topics(), NOW
         self.sweeps = [
             Sweep(
-                due=self.due, publisher=self.topics, interval=interval, now=lambda: self.now, source="order-processor"
+                due=self.due,
+                publisher=self.topics,
+                interval=interval,
+                patience=PATIENCE,
+                key_window=WINDOW,
+                now=lambda: self.now,
+                source="order-processor",
             )
             for _ in range(2)
         ]
@@ -75,6 +89,22 @@ async def test_it_asks_for_expiries_and_refunds_as_the_system() -> None:
         assert commands.is_systems(event)
         assert commands.violations_of_command(event) == []
         assert event.revision == 0
+
+
+async def test_now_and_then_it_asks_about_what_nobody_settled_and_for_each_order_once() -> None:
+    bench = Bench()
+    late, both, forgotten = an_id(), an_id(), an_id()
+    bench.due.to_refund, bench.due.to_settle = [late, both], [both, forgotten]
+    assert await bench.sweeps[0].sweep() == 3
+    asked = {each.order.order_id: each.order_refund_requested.reason for each in bench.topics.events}
+    assert asked == {late: "LATE_APPROVAL", both: "LATE_APPROVAL", forgotten: "OVERDUE"}
+    assert bench.due.limits == [(NOW - PATIENCE, NOW - WINDOW)]
+    for _ in range(29):
+        bench.now += datetime.timedelta(seconds=30)
+        assert await bench.sweeps[0].sweep() == 2
+    assert len(bench.due.limits) == 1, "not in every slot: while the gateway is away asking does not help"
+    bench.now += datetime.timedelta(seconds=30)
+    assert await bench.sweeps[0].sweep() == 3
 
 
 async def test_processes_ask_once_in_a_slot_and_again_in_the_next() -> None:

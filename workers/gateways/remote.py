@@ -181,6 +181,8 @@ def _refusal(status: int, answer: _Json) -> Exception:
         return ChargeUnknown(f"no answer of the gateway, status {status}")
     if code == "GATEWAY_KEY_CLOSED":
         return KeyClosed("the gateway says that the key is closed")
+    if status == 409:
+        return ChargeUnknown("the gateway says that another request under the key is in the way")
     known = code if code in _REFUSALS else "GATEWAY_REFUSED"
     return GatewayRefused(known, f"the gateway refused with status {status}")
 

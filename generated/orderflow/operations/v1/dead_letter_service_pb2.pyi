@@ -18,6 +18,7 @@ class DeadLetterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEAD_LETTER_STATE_OPEN: _ClassVar[DeadLetterState]
     DEAD_LETTER_STATE_REPLAYED: _ClassVar[DeadLetterState]
     DEAD_LETTER_STATE_DISCARDED: _ClassVar[DeadLetterState]
+    DEAD_LETTER_STATE_SETTLED: _ClassVar[DeadLetterState]
 
 class ReplayPlanState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -29,6 +30,7 @@ DEAD_LETTER_STATE_UNSPECIFIED: DeadLetterState
 DEAD_LETTER_STATE_OPEN: DeadLetterState
 DEAD_LETTER_STATE_REPLAYED: DeadLetterState
 DEAD_LETTER_STATE_DISCARDED: DeadLetterState
+DEAD_LETTER_STATE_SETTLED: DeadLetterState
 REPLAY_PLAN_STATE_UNSPECIFIED: ReplayPlanState
 REPLAY_PLAN_STATE_OPEN: ReplayPlanState
 REPLAY_PLAN_STATE_DONE: ReplayPlanState

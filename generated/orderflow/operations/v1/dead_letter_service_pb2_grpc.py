@@ -117,7 +117,8 @@ class DeadLetterServiceServicer:
 
     def DiscardDeadLetter(self, request, context):
         """Closes a dead letter without another try. FAILED_PRECONDITION `OUTCOME_STORED` if the group had decided the record
-        (replay it), `CHARGE_OPEN` if a charge of its order may have happened.
+        (replay it), `CHARGE_OPEN` if a charge of its order may have happened, `REFUND_OPEN` if a refund of it may have been
+        made or is still to be made. A refund that the gateway has refused is given up with its dead letter: the money is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,8 @@ class DeadLetterServiceStub:
     """
     DiscardDeadLetter: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DiscardDeadLetterRequest, _dead_letter_service_pb2.DiscardDeadLetterResponse]
     """Closes a dead letter without another try. FAILED_PRECONDITION `OUTCOME_STORED` if the group had decided the record
-    (replay it), `CHARGE_OPEN` if a charge of its order may have happened.
+    (replay it), `CHARGE_OPEN` if a charge of its order may have happened, `REFUND_OPEN` if a refund of it may have been
+    made or is still to be made. A refund that the gateway has refused is given up with its dead letter: the money is kept.
     """
     CreateReplayPlan: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.CreateReplayPlanRequest, _dead_letter_service_pb2.CreateReplayPlanResponse]
     """Freezes the list of all unresolved dead letters that match now. Nothing is replayed yet."""
@@ -75,7 +76,8 @@ class DeadLetterServiceAsyncStub(DeadLetterServiceStub):
     """
     DiscardDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DiscardDeadLetterRequest, _dead_letter_service_pb2.DiscardDeadLetterResponse]  # type: ignore[assignment]
     """Closes a dead letter without another try. FAILED_PRECONDITION `OUTCOME_STORED` if the group had decided the record
-    (replay it), `CHARGE_OPEN` if a charge of its order may have happened.
+    (replay it), `CHARGE_OPEN` if a charge of its order may have happened, `REFUND_OPEN` if a refund of it may have been
+    made or is still to be made. A refund that the gateway has refused is given up with its dead letter: the money is kept.
     """
     CreateReplayPlan: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.CreateReplayPlanRequest, _dead_letter_service_pb2.CreateReplayPlanResponse]  # type: ignore[assignment]
     """Freezes the list of all unresolved dead letters that match now. Nothing is replayed yet."""
@@ -132,7 +134,8 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dead_letter_service_pb2.DiscardDeadLetterResponse, _abc.Awaitable[_dead_letter_service_pb2.DiscardDeadLetterResponse]]:
         """Closes a dead letter without another try. FAILED_PRECONDITION `OUTCOME_STORED` if the group had decided the record
-        (replay it), `CHARGE_OPEN` if a charge of its order may have happened.
+        (replay it), `CHARGE_OPEN` if a charge of its order may have happened, `REFUND_OPEN` if a refund of it may have been
+        made or is still to be made. A refund that the gateway has refused is given up with its dead letter: the money is kept.
         """
 
     @_abc_1.abstractmethod

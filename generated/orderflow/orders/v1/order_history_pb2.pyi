@@ -62,9 +62,13 @@ class NotificationEntry(_message.Message):
     def __init__(self, channel: _Optional[_Union[_order_pb2.NotificationChannel, str]] = ..., notified_type: _Optional[str] = ..., provider_message_id: _Optional[str] = ..., template: _Optional[str] = ...) -> None: ...
 
 class DeadLetterEntry(_message.Message):
-    __slots__ = ("message", "replay")
+    __slots__ = ("message", "replay", "resolution", "resolution_reason")
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_REASON_FIELD_NUMBER: _ClassVar[int]
     message: str
     replay: int
-    def __init__(self, message: _Optional[str] = ..., replay: _Optional[int] = ...) -> None: ...
+    resolution: str
+    resolution_reason: str
+    def __init__(self, message: _Optional[str] = ..., replay: _Optional[int] = ..., resolution: _Optional[str] = ..., resolution_reason: _Optional[str] = ...) -> None: ...
