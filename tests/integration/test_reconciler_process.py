@@ -155,7 +155,7 @@ async def test_a_difference_planted_in_the_gateways_journal_is_found_listed_and_
     # Known by now, it is listed whatever the window.
     assert (await till.reconcile("--since", "1s"))[0] == 3
 
-    await till.gateway.client.refund("by hand", charge_reference=listed[0]["reference"], amount_minor=7)
+    await till.gateway.client.refund("given back by hand", charge_reference=listed[0]["reference"], amount_minor=7)
     async with till.reconciler():
         await till.shows()
     assert (await till.reconcile("--since", "1h"))[0] == 0
