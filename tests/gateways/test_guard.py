@@ -43,7 +43,7 @@ class ScriptedGateway:
         await self.find(key)
         return REFUNDED
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
         return await self.refund(key, charge_reference="", amount_minor=0)
 
     async def close(self, key: str) -> Charge | None:
@@ -319,6 +319,6 @@ async def test_an_unknown_probe_that_was_a_refund_may_be_looked_up_too(bench: Be
         await bench.guard.refund("r", charge_reference="c", amount_minor=1)
     bench.gateway.answer = APPROVED
     assert bench.state == "open"
-    assert await bench.guard.find_refund("r") == REFUNDED
+    assert await bench.guard.find_refund("r", charge_reference="c") == REFUNDED
     with pytest.raises(GatewayUnavailable):
-        await bench.guard.find_refund("r")
+        await bench.guard.find_refund("r", charge_reference="c")

@@ -66,7 +66,7 @@ class FaultyGateway:
     async def refund(self, key: str, *, charge_reference: str, amount_minor: int) -> Refund:
         raise NotImplementedError
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
         raise NotImplementedError
 
     async def close(self, key: str) -> Charge | None:
