@@ -154,6 +154,7 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         gateway=gateway,
         key_window=key_window,
         now=now,
+        attempts=parts.attempts,
     )
     try:
         yield parts.runtime(payment_processor.SPEC, handle)
