@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from devstack.gateway_journal import Lines
+from domain.reconciliation import Movement
 from workers.gateways.book import Book
 from workers.gateways.gateway import Charge, Refund
 
@@ -192,6 +193,51 @@ class Account:
         charge = self.charge(intent)
         found = [] if charge is None else self.book.refunds_of(charge.reference)
         return [self.show_refund(refund, intent) for refund in reversed(found)]
+
+    def charges_of_time(self, since: int, until: int) -> list[dict[str, Any]]:
+        """The approved charges from `since` until before `until`, seconds since the epoch; the newest first."""
+        intents = self._by_charge()
+        return [self._show_charge(each, intents[each.reference]) for each in self._moved(since, until, "charge")]
+
+    def refunds_of_time(self, since: int, until: int, *, with_charge: bool) -> list[dict[str, Any]]:
+        """The refunds of a time; the charge as an object if asked."""
+        intents, found = self._by_charge(), []
+        for moved in self._moved(since, until, "refund"):
+            intent = intents[moved.charge_reference]
+            refund = next(
+                each for each in self.book.refunds_of(moved.charge_reference) if each.reference == moved.reference
+            )
+            shown = self.show_refund(refund, intent) | {"created": int(moved.time.timestamp())}
+            found.append(shown | {"charge": self._show_charge(moved, intent)} if with_charge else shown)
+        return found
+
+    def _moved(self, since: int, until: int, kind: str) -> list[Movement]:
+        found: list[Movement] = []
+        cursor = ""
+        while True:
+            page = self.book.movements(since, until, cursor)
+            found += [each for each in page.movements if each.kind == kind]
+            if not page.next_cursor:
+                return found[::-1]
+            cursor = page.next_cursor
+
+    def _by_charge(self) -> dict[str, IntentMade]:
+        charges = {intent_id: self.charge(self._intents[intent_id]) for intent_id in self._keys}
+        return {charge.reference: self._intents[each] for each, charge in charges.items() if charge is not None}
+
+    @staticmethod
+    def _show_charge(moved: Movement, intent: IntentMade) -> dict[str, Any]:
+        return {
+            "id": moved.charge_reference,
+            "object": "charge",
+            "amount": intent.amount,
+            "currency": intent.currency,
+            "created": int(moved.time.timestamp()),
+            "status": "succeeded",
+            "captured": True,
+            "payment_intent": intent.intent_id,
+            "metadata": intent.metadata,
+        }
 
     def event(self, intent: IntentMade) -> dict[str, Any] | None:
         """What a webhook says of the PaymentIntent's charge; None if there is none."""

@@ -7,7 +7,8 @@ It is that part of Stripe's API which workers.gateways.stripe uses, with the mem
     POST /v1/payment_intents/{id}/confirm  moves money
     POST /v1/payment_intents/{id}/cancel
     POST /v1/refunds                       moves money
-    GET  /v1/refunds?payment_intent=...
+    GET  /v1/refunds?payment_intent=...    or of a time, created[gte] and created[lt], with expand[]=data.charge
+    GET  /v1/charges                       of a time
 
 Requests are form-encoded, errors have Stripe's form. An idempotency key replays its first answer, a decline, a refusal
 or a 500 included, for as long as keys last; with other parameters it is refused, and 409 while the first call is under
@@ -53,6 +54,7 @@ _CREATE = {
 }
 _CONFIRM = {"error_on_requires_action", "payment_method", "off_session", "return_url"}
 _REFUND = {"payment_intent", "amount"}
+_PAGING = {"created[gte]", "created[lt]", "limit", "starting_after"}
 _DELIVERY_SECONDS = 5.0
 _MOST_BACKOFF_SECONDS = 2.0
 
@@ -104,6 +106,7 @@ class StripeServer:
             web.post("/v1/payment_intents/{id}/cancel", _served(self._cancel)),
             web.post("/v1/refunds", _served(self._refund)),
             web.get("/v1/refunds", _served(self._refunds)),
+            web.get("/v1/charges", _served(self._charges)),
         ]
 
     # -- what moves no money -----------------------------------------------------------------------------------------
@@ -151,14 +154,23 @@ class StripeServer:
 
     async def _refunds(self, request: web.Request) -> web.StreamResponse:
         await self._calls.take_time(request)
-        _authenticated(request)
-        asked = dict(request.query)
-        _allow(asked, {"payment_intent", "limit", "starting_after"})
-        found = self._account.refunds(self._intent(asked.get("payment_intent", "")))
-        if after := asked.get("starting_after"):
-            found = found[[refund["id"] for refund in found].index(after) + 1 :]
-        limit = int(asked.get("limit", "10"))
-        page = {"object": "list", "url": "/v1/refunds", "data": found[:limit], "has_more": len(found) > limit}
+        asked = _asked(request, _PAGING | {"payment_intent", "expand[0]"})
+        if intent_id := asked.get("payment_intent"):
+            return await self._page(request, self._account.refunds(self._intent(intent_id)))
+        since, until = _created(asked)
+        whole = asked.get("expand[0]") == "data.charge"
+        return await self._page(request, self._account.refunds_of_time(since, until, with_charge=whole))
+
+    async def _charges(self, request: web.Request) -> web.StreamResponse:
+        await self._calls.take_time(request)
+        since, until = _created(_asked(request, _PAGING))
+        return await self._page(request, self._account.charges_of_time(since, until))
+
+    async def _page(self, request: web.Request, found: list[dict[str, Any]]) -> web.StreamResponse:
+        if after := request.query.get("starting_after"):
+            found = found[[each["id"] for each in found].index(after) + 1 :]
+        limit = int(request.query.get("limit", "10"))
+        page = {"object": "list", "url": request.path, "data": found[:limit], "has_more": len(found) > limit}
         return await self._answered(200, page)
 
     # -- what does ---------------------------------------------------------------------------------------------------
@@ -436,6 +448,17 @@ def _allow(form: _Form, names: set[str]) -> None:
     for name in form:
         if name not in names and not _METADATA.fullmatch(name):
             _refuse(400, code="parameter_unknown", message=f"Received unknown parameter: {name}", param=name)
+
+
+def _asked(request: web.Request, names: set[str]) -> _Form:
+    _authenticated(request)
+    asked = dict(request.query)
+    _allow(asked, names)
+    return asked
+
+
+def _created(asked: _Form) -> tuple[int, int]:
+    return int(asked.get("created[gte]", "0")), int(asked.get("created[lt]", str(2**40)))
 
 
 def _authenticated(request: web.Request) -> None:

@@ -1,5 +1,7 @@
 """StripeGateway through Stripe's own SDK, against a server that answers as it is told: what each answer means."""
 
+import datetime
+import functools
 import json
 import logging
 import traceback
@@ -73,6 +75,7 @@ class Stripe:
             "retrieve": [lambda: ok(intent("succeeded"))],
             "cancel": [lambda: ok(intent("canceled"))],
             "refund": [lambda: ok(refund())],
+            "charges": [],
             "refunds": [lambda: ok({"object": "list", "url": "/v1/refunds", "data": [refund()], "has_more": False})],
         }
         self.asked: list[tuple[str, str, dict[str, str]]] = []
@@ -94,6 +97,7 @@ class Stripe:
             ("GET", "/v1/payment_intents/pi_1"): "retrieve",
             ("POST", "/v1/refunds"): "refund",
             ("GET", "/v1/refunds"): "refunds",
+            ("GET", "/v1/charges"): "charges",
         }[request.method, request.path]
         form = await request.post() if request.method == "POST" else request.query
         self.asked.append((what, request.headers.get("Idempotency-Key", ""), {k: str(v) for k, v in form.items()}))
@@ -525,6 +529,81 @@ async def test_a_look_up_of_a_refund_without_an_answer_is_unavailable(
     server["refunds"] = answer
     with pytest.raises(GatewayUnavailable):
         await gateway.find_refund("r-1", charge_reference="pi_1")
+
+
+# -- what moved --------------------------------------------------------------------------------------------------------
+
+SINCE = datetime.datetime(2026, 1, 1, 0, 0, 0, 500_000, tzinfo=datetime.UTC)
+
+
+def a_charge(number: int, **changes: Any) -> dict[str, Any]:
+    shown = {
+        "id": f"ch_{number}",
+        "object": "charge",
+        "amount": 100,
+        "currency": "eur",
+        "status": "succeeded",
+        "captured": True,
+        "created": 1_767_225_700 + number,
+        "payment_intent": f"pi_{number}",
+        "metadata": {"order_id": f"o-{number}", "key": f"k-{number}"},
+    }
+    return shown | changes
+
+
+def pages(*each: list[dict[str, Any]]) -> list[Callable[[], web.StreamResponse]]:
+    shown = [
+        {"object": "list", "url": "/", "data": data, "has_more": number < len(each)}
+        for number, data in enumerate(each, 1)
+    ]
+    return [functools.partial(ok, page) for page in shown]
+
+
+async def test_what_moved_is_listed_page_by_page_and_only_what_is_ours(server: Stripe, gateway: StripeGateway) -> None:
+    nothing = [a_charge(3, status="failed"), a_charge(4, status="pending"), a_charge(5, captured=False)]
+    others = [a_charge(6, metadata={}), a_charge(7, payment_intent=None)]
+    server["charges"] = pages([a_charge(1), *nothing], [*others, a_charge(2)])
+    server["refunds"] = pages(
+        [
+            refund(id="re_1", charge=a_charge(1), created=1_767_225_800),
+            refund(id="re_2", charge=a_charge(1), created=1, status="failed"),
+            refund(id="re_3", charge=a_charge(9, metadata={}), created=1, metadata={}),
+        ]
+    )
+    found, cursor = [], ""
+    while True:
+        page = await gateway.movements(SINCE, SINCE + datetime.timedelta(seconds=60), cursor)
+        found += page.movements
+        if not (cursor := page.next_cursor):
+            break
+    assert [(each.kind, each.reference, each.charge_reference, each.order_id) for each in found] == [
+        ("charge", "pi_1", "pi_1", "o-1"),
+        ("charge", "pi_2", "pi_2", "o-2"),
+        ("refund", "re_1", "pi_1", "o-1"),
+    ]
+    assert [(each.amount_minor, each.currency_code) for each in found] == [(100, "EUR"), (100, "EUR"), (60, "EUR")]
+    assert [int(each.time.timestamp()) for each in found] == [1_767_225_701, 1_767_225_702, 1_767_225_800]
+    times = {"created[gte]": "1767225601", "created[lt]": "1767225661", "limit": "100"}
+    assert server.asked == [
+        ("charges", "", times),
+        ("charges", "", {**times, "starting_after": "ch_5"}),
+        ("refunds", "", {**times, "expand[0]": "data.charge"}),
+    ]
+
+
+@pytest.mark.parametrize("what", ["charges", "refunds"])
+@pytest.mark.parametrize("answer", [*NO_ANSWER[:3], lambda: ok({"data": [{}], "has_more": False})])
+async def test_a_listing_without_an_answer_is_unavailable(
+    server: Stripe, gateway: StripeGateway, what: str, answer: Any
+) -> None:
+    server[what] = answer
+    with pytest.raises(GatewayUnavailable):
+        await gateway.movements(SINCE, SINCE, f"{what}:")
+
+
+async def test_a_cursor_of_another_gateway_is_refused(gateway: StripeGateway) -> None:
+    with pytest.raises(GatewayRefused):
+        await gateway.movements(SINCE, SINCE, "1767225600.0|ch_1")
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------

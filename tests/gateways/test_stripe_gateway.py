@@ -1,6 +1,7 @@
 """StripeGateway against the project's own Stripe-shaped process: what each fault comes to, and what the journal has."""
 
 import asyncio
+import datetime
 import json
 import signal
 from typing import Any
@@ -268,6 +269,34 @@ async def test_200_charges_whose_replies_are_lost_are_each_charged_once_and_foun
 
     assert all(await asyncio.gather(*map(settled, range(200))))
     assert sorted(line["order_id"] for line in stripe.lines()) == sorted(f"o-{number}" for number in range(200))
+
+
+async def test_what_moved_is_listed_also_after_a_restart(stripe: StripeProcess) -> None:
+    await stripe.start()
+    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1)
+    paid = [await charge(stripe.stripe, f"k-{number}", order_id=f"o-{number}") for number in range(3)]
+    await charge(stripe.stripe, "k-d", payment_method="pm_card_chargeDeclined")
+    refund = await stripe.stripe.refund("r-1", charge_reference=paid[1].reference, amount_minor=1)
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+
+    async def listed(since: datetime.datetime, until: datetime.datetime) -> set[tuple[str, str, str, str, int]]:
+        found, cursor = [], ""
+        while True:
+            page = await stripe.stripe.movements(since, until, cursor)
+            found += page.movements
+            if not (cursor := page.next_cursor):
+                return {
+                    (each.kind, each.reference, each.charge_reference, each.order_id, each.amount_minor)
+                    for each in found
+                }
+
+    expected = {("charge", each.reference, each.reference, f"o-{number}", 3998) for number, each in enumerate(paid)}
+    expected.add(("refund", refund.reference, paid[1].reference, "o-1", 1))
+    assert await listed(begin, end) == expected
+    assert await listed(end, end + datetime.timedelta(days=1)) == set()
+    await stripe.end(signal.SIGKILL)
+    await stripe.start()
+    assert await listed(begin, end) == expected
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

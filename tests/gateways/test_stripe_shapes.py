@@ -6,6 +6,7 @@ against the project's own server, in test_stripe_gateway.py.
 
 import asyncio
 import contextlib
+import datetime
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from devstack.ports import LOOPBACK, free_ports
 from domain.failures import Failure
+from tests.builders import NOW
 from tests.engines import eventually
 from tests.gateways.process import charge
 from tests.gateways.references import MemoryReferences
@@ -88,6 +90,8 @@ async def test_stripe_takes_every_request_that_we_make(gateway: StripeGateway) -
         gateway.close("k-2"),
         gateway.refund("r-1", charge_reference="pi_1", amount_minor=100),
         gateway.find_refund("r-1", charge_reference="pi_1"),
+        gateway.movements(NOW, NOW + datetime.timedelta(days=1)),
+        gateway.movements(NOW, NOW + datetime.timedelta(days=1), "refunds:re_1"),
     )
     for call in calls:
         with contextlib.suppress(Failure):  # of the answers, which are about something else
@@ -99,6 +103,8 @@ async def test_stripe_takes_every_request_that_we_make(gateway: StripeGateway) -
         ("get", "/v1/payment_intents/pi_1"),
         ("post", "/v1/payment_intents/pi_1/cancel"),
         ("post", "/v1/refunds"),
+        ("get", "/v1/refunds"),
+        ("get", "/v1/charges"),
         ("get", "/v1/refunds"),
     ]
 

@@ -22,7 +22,9 @@ Answers of Stripe, and what they mean here:
 """
 
 import asyncio
+import datetime
 import json
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Mapping
@@ -32,6 +34,7 @@ import httpx
 import stripe
 
 from domain.identifiers import is_canonical_uuid
+from domain.reconciliation import Movement
 from workers.gateways.gateway import (
     Charge,
     ChargeUnderWay,
@@ -39,6 +42,7 @@ from workers.gateways.gateway import (
     GatewayRefused,
     GatewayUnavailable,
     KeyClosed,
+    MovementPage,
     NotGenuine,
     Refund,
     RefundFailed,
@@ -265,6 +269,30 @@ class StripeGateway:
             except (ChargeUnknown, KeyError, TypeError, AttributeError, IndexError):
                 raise GatewayUnavailable("the look-up got no valid answer") from None
 
+    async def movements(self, since: datetime.datetime, until: datetime.datetime, cursor: str = "") -> MovementPage:
+        """See PaymentGateway. First the charges, then the refunds; both only of PaymentIntents of ours.
+
+        A charge stands under the time at which it was begun, for a card that of its end.
+        """
+        kind, _, after = (cursor or "charges:").partition(":")
+        # Stripe's times are whole seconds.
+        created = {"gte": math.ceil(since.timestamp()), "lt": math.ceil(until.timestamp())}
+        parameters: Any = {"created": created, "limit": _PAGE} | ({"starting_after": after} if after else {})
+        if kind == "charges":
+            page = await self._look_up(self._stripe.charges.list_async(parameters))
+        elif kind == "refunds":
+            parameters["expand"] = ["data.charge"]
+            page = await self._look_up(self._stripe.refunds.list_async(parameters))
+        else:
+            raise GatewayRefused("GATEWAY_INVALID_REQUEST", "the cursor is none of this gateway's")
+        try:
+            listed = [_movement(kind, each) for each in page["data"]]
+            more = f"{kind}:{page['data'][-1]['id']}" if page["has_more"] else ""
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError):
+            raise GatewayUnavailable("the listing got no valid answer") from None
+        next_cursor = more or ("refunds:" if kind == "charges" else "")
+        return MovementPage(tuple(each for each in listed if each is not None), next_cursor)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.close_async()
@@ -394,6 +422,24 @@ def _refund(answer: _Json) -> Refund:
         charge_reference=answer["payment_intent"],
         amount_minor=answer["amount"],
         currency_code=answer["currency"].upper(),
+    )
+
+
+def _movement(kind: str, listed: _Json) -> Movement | None:
+    """Returns what a charge or a refund of the listing moved; None: nothing, or it is none of ours."""
+    charge = listed if kind == "charges" else listed["charge"]
+    moved = listed["status"] == "succeeded" and listed["captured"] if kind == "charges" else True
+    order_id = charge["metadata"].get("order_id")
+    if not moved or listed["status"] in _NO_MONEY_MOVED or not order_id or not charge["payment_intent"]:
+        return None
+    return Movement(
+        kind="charge" if kind == "charges" else "refund",
+        time=datetime.datetime.fromtimestamp(listed["created"], datetime.UTC),
+        reference=charge["payment_intent"] if kind == "charges" else listed["id"],
+        charge_reference=charge["payment_intent"],
+        order_id=order_id,
+        amount_minor=listed["amount"],
+        currency_code=listed["currency"].upper(),
     )
 
 
