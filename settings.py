@@ -265,9 +265,10 @@ class GatewaySettings(Section):
 
     model_config = _section("GATEWAY_")
 
-    kind: Literal["simulated", "remote"] = pydantic.Field(
+    kind: Literal["simulated", "remote", "stripe"] = pydantic.Field(
         "simulated",
-        description="`simulated`: in memory, for benchmarks. `remote`: the simulated gateway's own process.",
+        description="`simulated`: in memory, for benchmarks. `remote`: the simulated gateway's own process."
+        " `stripe`: Stripe, as docs/payments.md says.",
     )
     url: str = pydantic.Field("http://127.0.0.1:9560", description="Address of the remote gateway.")
     connect_timeout: Seconds = pydantic.Field(2, description="Limit of connecting, seconds.")
@@ -296,6 +297,32 @@ class ReconcilerSettings(Section):
         15, ge=0, description="How far each one reaches back before the end of the last, minutes."
     )
     look_back_days: float = pydantic.Field(7, gt=0, description="How far the very first one does, days.")
+
+
+class StripeSettings(Section):
+    """Payments through Stripe."""
+
+    model_config = _section("STRIPE_")
+
+    key: pydantic.SecretStr | None = pydantic.Field(
+        None,
+        description="The account's secret key, or a restricted one that may write PaymentIntents and refunds."
+        " Needed with ORDERFLOW_GATEWAY_KIND=stripe.",
+    )
+    url: str = pydantic.Field(
+        "https://api.stripe.com",
+        pattern=r"^(https://[^/]|http://(127\.0\.0\.1|localhost)(:[0-9]+)?/?$)",
+        description="Where the API is: https, or http on loopback.",
+    )
+    webhook_listen: str = pydantic.Field(
+        "127.0.0.1:8480", description="Address that `orderflow run webhook` listens on, `host:port`."
+    )
+    webhook_secret: pydantic.SecretStr | None = pydantic.Field(
+        None, description="The endpoint's signing secret, `whsec_...`. Needed by `orderflow run webhook`."
+    )
+    webhook_tolerance_seconds: int = pydantic.Field(
+        300, ge=1, description="A report that was signed longer ago is refused, seconds."
+    )
 
 
 class EmailSettings(Section):
@@ -439,6 +466,7 @@ class Settings(pydantic.BaseModel):
     worker: WorkerSettings
     gateway: GatewaySettings
     reconciler: ReconcilerSettings
+    stripe: StripeSettings
     email: EmailSettings
     sms: SmsSettings
     notification: NotificationSettings

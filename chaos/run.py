@@ -24,7 +24,7 @@ from chaos.probes import Observer
 from chaos.schedule import Step, schedule, text
 from chaos.settle import settled
 from chaos.system import ATTEMPTS, DELAYS, ChaosSystem
-from devstack.system import WORKERS
+from devstack.system import WORKERS, StripeStandIn
 
 REQUIRED: Final = (
     "fenced producer",
@@ -48,11 +48,16 @@ TOPICS: Final = [*rules.PROJECTED, *(f"{group}.retry.{delay}s" for group in rule
 _SETTLE_SECONDS: Final = 60.0
 
 
-async def chaos(folder: pathlib.Path, *, seed: int, seconds: float, orders: int, steps: list[Step]) -> dict[str, Any]:
-    """Runs the system under faults and writes the run's folder, run.json last. Returns what run.json says."""
+async def chaos(
+    folder: pathlib.Path, *, seed: int, seconds: float, orders: int, steps: list[Step], gateway: str = "remote"
+) -> dict[str, Any]:
+    """Runs the system under faults and writes the run's folder, run.json last. Returns what run.json says.
+
+    `gateway` is `remote` or `stripe`, as in the settings. What it does wrong, and its journal, are the same.
+    """
     (folder / "schedule.json").write_text(text(steps))
     journal = Journal(folder / "faults.jsonl")
-    system = ChaosSystem(folder / "system", note=_note)
+    system = ChaosSystem(folder / "system", stripe=StripeStandIn() if gateway == "stripe" else None, note=_note)
     observer: Observer | None = None
     scarce = max(orders // 20, 2)
     try:
@@ -78,6 +83,7 @@ async def chaos(folder: pathlib.Path, *, seed: int, seconds: float, orders: int,
                 "seed": seed,
                 "seconds": seconds,
                 "orders": orders,
+                "gateway": gateway,
                 "commit": _commit(),
                 "time": time.time(),
                 "initial_stock": initial,
@@ -133,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="how long faults strike (10)")
     parser.add_argument("--orders", type=int, default=5000, help="the fewest orders placed meanwhile (5000)")
     parser.add_argument("--folder", type=pathlib.Path, help="where the run is kept; a new folder in /tmp if not given")
+    parser.add_argument("--gateway", choices=("remote", "stripe"), default="remote", help="which gateway (remote)")
     parser.add_argument("--only", help="faults of these kinds only, comma-separated; `none` for none")
     options = parser.parse_args(arguments)
     folder = options.folder or pathlib.Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-"))
@@ -146,7 +153,16 @@ def main(arguments: list[str] | None = None) -> int:
         steps = [step for step in steps if step.kind in options.only.split(",")]
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the broker dies on purpose
     _note(f"seed {options.seed}; the run is kept in {folder}")
-    info = asyncio.run(chaos(folder, seed=options.seed, seconds=seconds, orders=options.orders, steps=steps))
+    info = asyncio.run(
+        chaos(
+            folder,
+            seed=options.seed,
+            seconds=seconds,
+            orders=options.orders,
+            steps=steps,
+            gateway=options.gateway,
+        )
+    )
     if options.only:
         info["required_dangers"] = []
         (folder / "run.json").write_text(json.dumps(info, indent=1))

@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 
 from devstack.process import ManagedProcess
-from devstack.system import ROLES, STAND_INS, WORKERS, Ports, System, is_serving
+from devstack.system import ROLES, STAND_INS, WORKERS, Ports, StripeStandIn, System, is_serving
 from settings import DatabaseSettings, KafkaSettings
 
 SECOND: Final = tuple(f"{worker}-2" for worker in WORKERS)
@@ -36,23 +36,17 @@ def role_of(instance: str) -> str:
 class ChaosSystem(System):
     """A System with a second process of each worker, named `<worker>-2`."""
 
-    def __init__(self, directory: pathlib.Path, *, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: pathlib.Path, *, stripe: StripeStandIn | None = None, note: Callable[[str], None]
+    ) -> None:
         ports, others = Ports.chosen_beside(2 * len(SECOND))
         ports.health.update(zip(SECOND, others, strict=False))
         ports.metrics.update(zip(SECOND, others[len(SECOND) :], strict=True))
-        super().__init__(directory, ports, settings=_SETTINGS, note=note)
+        super().__init__(directory, ports, settings=_SETTINGS, stripe=stripe, note=note)
         self.down: set[str] = set()
         """What is ended on purpose: not to be restarted."""
         self.ended: list[tuple[str, int | None]] = []
         """What ended by itself, and its exit code."""
-
-    def environment(self, role: str | None = None) -> dict[str, str]:
-        """Returns the settings of a process."""
-        environment = super().environment(role)
-        if role in SECOND:
-            environment["ORDERFLOW_WORKER_HEALTH_LISTEN"] = self.health_address(role)
-            environment["ORDERFLOW_WORKER_METRICS_LISTEN"] = self.metrics_address(role)
-        return environment
 
     def start_role(self, role: str, settings: dict[str, str] | None = None) -> None:
         """Starts the server or a worker's process."""

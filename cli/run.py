@@ -46,6 +46,14 @@ def _worker(name: str) -> None:
     _run(name, lambda loaded, stop: work(name, loaded, stop))
 
 
+@app.command()
+def webhook() -> None:
+    """Take the payment gateway's reports (optional): see docs/payments.md."""
+    from workers.app import receive_reports
+
+    _run("webhook", receive_reports)
+
+
 @app.command("order-processor")
 def order_processor() -> None:
     """Run the order processor: checks new orders and reserves their stock."""

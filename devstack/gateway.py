@@ -15,6 +15,9 @@ Charges and refunds carry their key in the header Idempotency-Key.
 
 A decline is a 200 with approved false; a refusal is a 4xx with {"error": {"code", "message"}}.
 
+`--dialect stripe` has it speak as Stripe does instead; see `devstack.stripe_gateway`. Rules, journal and faults are the
+same.
+
 The journal holds one JSON line per execution, on disk before any answer that tells of it: charge (approved or
 declined), refund, first close of a key. What is no execution (replays, refusals, look-ups, 5xx) leaves no line.
 PUT /faults replaces the whole set of faults; `devstack.gateway_faults` lists them.
@@ -25,16 +28,15 @@ import asyncio
 import contextlib
 import json
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from devstack.gateway_door import Door, Outages, reset
+from devstack.gateway_calls import Calls, without_answer
+from devstack.gateway_door import Door, Outages
 from devstack.gateway_faults import Call, Faults
 from devstack.gateway_journal import Journal
 from devstack.ports import LOOPBACK
@@ -42,7 +44,28 @@ from workers.gateways.book import DAY_SECONDS, Book
 from workers.gateways.gateway import GatewayRefused
 
 _DRAIN_SECONDS = 2.0
-_GIVEN_UP_POLL_SECONDS = 0.25
+
+
+class Admin:
+    """What tests see: the faults."""
+
+    def __init__(self, outages: Outages) -> None:
+        self._outages = outages
+
+    def routes(self) -> list[web.RouteDef]:
+        """On the admin port."""
+        return [web.get("/faults", self._get), web.put("/faults", self._put)]
+
+    async def _get(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(asdict(self._outages.faults))
+
+    async def _put(self, request: web.Request) -> web.StreamResponse:
+        try:
+            faults = Faults.parse(await request.json())
+        except ValueError as error:
+            _refuse(400, "GATEWAY_INVALID_REQUEST", str(error))
+        await self._outages.put(faults)
+        return await self._get(request)
 
 
 class GatewayServer:
@@ -51,20 +74,13 @@ class GatewayServer:
     Args:
         book: the rules; it reports its executions to the journal.
         journal: synced before each answer.
-        latency: seconds that each call takes.
-        seed: of the faults; see `Call`.
-        key_ttl: seconds for which a key replays a stored 500.
+        calls: how they go.
     """
 
-    def __init__(self, book: Book, journal: Journal, *, latency: float, seed: int, key_ttl: float) -> None:
-        self.outages: Outages
+    def __init__(self, book: Book, journal: Journal, calls: Calls) -> None:
         self._book = book
         self._journal = journal
-        self._latency = latency
-        self._seed = seed
-        self._key_ttl = key_ttl
-        self._attempts: dict[str, int] = {}
-        self._stored_errors: dict[str, float] = {}
+        self._calls = calls
 
     def routes(self) -> list[web.RouteDef]:
         """What callers see."""
@@ -77,15 +93,11 @@ class GatewayServer:
             web.get("/movements", self._movements),
         ]
 
-    def admin_routes(self) -> list[web.RouteDef]:
-        """What tests see."""
-        return [web.get("/faults", self._get_faults), web.put("/faults", self._put_faults)]
-
     async def _charge(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request, order_id=str, amount_minor=int, currency_code=str, payment_method=str)
 
         def decide(call: Call) -> dict[str, Any]:
-            declined = call.strikes_key("decline", self._faults.decline_rate)
+            declined = call.strikes_key("decline", self._calls.faults.decline_rate)
             return {"charge": asdict(self._book.charge(call.key, **body, declined=declined))}
 
         return await self._execute(request, decide)
@@ -95,7 +107,7 @@ class GatewayServer:
         return await self._execute(request, lambda call: {"refund": asdict(self._book.refund(call.key, **body))})
 
     async def _find(self, request: web.Request) -> web.StreamResponse:
-        await self._take_time(request)
+        await self._calls.take_time(request)
         charge = self._book.find(request.match_info["key"])
         if charge is None:
             _refuse(404, "GATEWAY_CHARGE_NOT_FOUND", "no charge has executed under this key")
@@ -103,7 +115,7 @@ class GatewayServer:
         return web.json_response({"charge": asdict(charge)})
 
     async def _find_refund(self, request: web.Request) -> web.StreamResponse:
-        await self._take_time(request)
+        await self._calls.take_time(request)
         refund = self._book.find_refund(request.match_info["key"])
         if refund is None:
             _refuse(404, "GATEWAY_REFUND_NOT_FOUND", "no refund has executed under this key")
@@ -111,13 +123,13 @@ class GatewayServer:
         return web.json_response({"refund": asdict(refund)})
 
     async def _close(self, request: web.Request) -> web.StreamResponse:
-        await self._take_time(request)
+        await self._calls.take_time(request)
         charge = self._book.close(request.match_info["key"])
         await self._journal.sync()
         return web.json_response({"charge": None if charge is None else asdict(charge)})
 
     async def _movements(self, request: web.Request) -> web.StreamResponse:
-        await self._take_time(request)
+        await self._calls.take_time(request)
         try:
             since, until = float(request.query["since"]), float(request.query["until"])
             page = self._book.movements(since, until, request.query.get("after", ""))
@@ -131,69 +143,18 @@ class GatewayServer:
 
     async def _execute(self, request: web.Request, decide: Callable[[Call], dict[str, Any]]) -> web.StreamResponse:
         """A call that moves money, with its faults."""
-        key = request.headers.get("Idempotency-Key", "")
-        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
-        call = Call(self._seed, key, attempt)
-        slow = call.strikes("slow", self._faults.slow_rate)
-        await self._take_time(request, self._faults.slow_seconds if slow else 0.0)
-        faults = self._faults
 
-        if call.strikes("hang", faults.hang_rate):
-            await _never_answer(request)
-        if call.strikes("reset_before", faults.reset_before_rate):
-            _cut_off(request)
-        if call.strikes("transient_error", faults.transient_error_rate):
-            _fail(503)
-        if self._is_error_stored(call):
-            _fail(500)
-        try:
-            answer = decide(call)
-        except GatewayRefused as refused:
+        async def decided(call: Call) -> web.StreamResponse:
+            try:
+                answer = decide(call)
+            except GatewayRefused as refused:
+                await self._journal.sync()
+                _refuse(400, refused.error_class, refused.message)
             await self._journal.sync()
-            _refuse(400, refused.error_class, refused.message)
-        await self._journal.sync()
-        if call.strikes("time_out", faults.time_out_rate):
-            await _never_answer(request)
-        if call.strikes("reset_after", faults.reset_after_rate):
-            _cut_off(request)
-        if call.strikes("drop", faults.drop_reply_rate):
-            _hang_up(request)
-        return web.json_response(answer)
+            return web.json_response(answer)
 
-    def _is_error_stored(self, call: Call) -> bool:
-        """Whether a 500 stands under the key, from now on or from before."""
-        stored_at = self._stored_errors.get(call.key)
-        if stored_at is not None and time.time() < stored_at + self._key_ttl:
-            return True
-        if self._book.knows(call.key) or not call.strikes("error", self._faults.error_rate):
-            return False
-        self._stored_errors[call.key] = time.time()
-        return True
-
-    async def _take_time(self, request: web.Request, longer: float = 0.0) -> None:
-        """Wait as long as the call takes; for ever in an outage that hangs."""
-        if self.outages.is_hanging:
-            await _never_answer(request)
-        seconds = self._latency + self._faults.latency_seconds + longer
-        if seconds > 0:
-            await asyncio.sleep(seconds)
-            if self.outages.is_hanging:
-                await _never_answer(request)
-
-    @property
-    def _faults(self) -> Faults:
-        return self.outages.faults
-
-    async def _get_faults(self, _: web.Request) -> web.StreamResponse:
-        return web.json_response(asdict(self._faults))
-
-    async def _put_faults(self, request: web.Request) -> web.StreamResponse:
-        try:
-            faults = Faults.parse(await request.json())
-        except ValueError as error:
-            _refuse(400, "GATEWAY_INVALID_REQUEST", str(error))
-        await self.outages.put(faults)
-        return await self._get_faults(request)
+        key = request.headers.get("Idempotency-Key", "")
+        return await self._calls.execute(request, key, decided, is_known=lambda: self._book.knows(key), fail=_fail)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -209,38 +170,39 @@ async def serve(arguments: argparse.Namespace) -> None:
     )
     for execution in journal.read():
         book.apply(execution)
-    server = GatewayServer(
-        book, journal, latency=arguments.latency_ms / 1000, seed=arguments.seed, key_ttl=arguments.key_ttl_seconds
-    )
+    calls = Calls(latency=arguments.latency_ms / 1000, seed=arguments.seed, key_ttl=arguments.key_ttl_seconds)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(journal.close)
+        if arguments.dialect == "stripe":
+            from devstack import stripe_gateway
 
-    callers = await _runner(server.routes())
-    admin = await _runner(server.admin_routes())
-    door = Door(callers, arguments.port)
-    server.outages = Outages(door)
-    try:
+            routes = await stack.enter_async_context(stripe_gateway.opened(book, journal, calls, arguments))
+        else:
+            routes = GatewayServer(book, journal, calls).routes()
+        callers = await _runner(routes, stack)
+        door = Door(callers, arguments.port)
+        calls.outages = Outages(door)
+        admin = await _runner(Admin(calls.outages).routes(), stack)
         await door.open()
         ready = {"gateway": f"http://{LOOPBACK}:{door.port}"}
         if arguments.admin_port is not None:
             await web.TCPSite(admin, LOOPBACK, arguments.admin_port).start()
             ready["admin"] = f"http://{LOOPBACK}:{admin.addresses[0][1]}"
         print(json.dumps(ready), flush=True)  # noqa: T201 - the line that says it is ready
-        following = asyncio.create_task(server.outages.follow())
+        following = asyncio.create_task(calls.outages.follow())
         following.add_done_callback(lambda _: stop.set())
         await stop.wait()
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following
-    finally:
-        await callers.cleanup()
-        await admin.cleanup()
-        journal.close()
 
 
-async def _runner(routes: list[web.RouteDef]) -> web.AppRunner:
-    app = web.Application(middlewares=[_without_answer])
+async def _runner(routes: list[web.RouteDef], stack: contextlib.AsyncExitStack) -> web.AppRunner:
+    app = web.Application(middlewares=[without_answer])
     app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_SECONDS)
     await runner.setup()
+    stack.push_async_callback(runner.cleanup)
     return runner
 
 
@@ -266,36 +228,6 @@ def _fail(status: int) -> NoReturn:
     raise error(text=json.dumps(body), content_type="application/json")
 
 
-class _NoAnswerError(Exception):
-    """The caller gets no answer to this call."""
-
-
-@web.middleware
-async def _without_answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except _NoAnswerError:
-        return web.Response()  # goes nowhere: the connection is closed
-
-
-def _cut_off(request: web.Request) -> NoReturn:
-    reset(request.transport)
-    raise _NoAnswerError
-
-
-def _hang_up(request: web.Request) -> NoReturn:
-    if request.transport is not None:
-        request.transport.abort()
-    raise _NoAnswerError
-
-
-async def _never_answer(request: web.Request) -> NoReturn:
-    """Wait until the caller gives up."""
-    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 - no event tells
-        await asyncio.sleep(_GIVEN_UP_POLL_SECONDS)
-    raise _NoAnswerError
-
-
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m devstack.gateway", description="A simulated payment gateway.")
@@ -306,6 +238,13 @@ def main() -> None:
     parser.add_argument("--key-ttl-seconds", type=float, default=DAY_SECONDS, help="how long a key replays its answer")
     parser.add_argument(
         "--benchmark-declines", action="store_true", help="decline orders with crc32(order_id) %% 50 == 0"
+    )
+    parser.add_argument("--dialect", choices=("own", "stripe"), default="own", help="which API callers see")
+    parser.add_argument("--webhook-url", help="stripe: where charges are reported to")
+    parser.add_argument("--webhook-secret", default="whsec_stand_in", help="stripe: what reports are signed with")
+    parser.add_argument("--webhook-copies", type=int, default=1, help="stripe: how often each report is delivered")
+    parser.add_argument(
+        "--webhook-disorder-seconds", type=float, default=0.0, help="stripe: reports wait for up to so long, at random"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     asyncio.run(serve(parser.parse_args()))

@@ -1,29 +1,33 @@
-"""The gateway's executions on disk: one JSON line each, there before any answer that tells of it."""
+"""What the gateway must not forget, on disk: one JSON line each, there before any answer that tells of it."""
 
 import asyncio
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from workers.gateways.book import ChargeExecuted, Execution, KeyWasClosed, RefundExecuted
 
-_KINDS: dict[str, type[ChargeExecuted | RefundExecuted | KeyWasClosed]] = {
-    "charge": ChargeExecuted,
-    "refund": RefundExecuted,
-    "close": KeyWasClosed,
-}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Line = TypeVar("_Line", bound="DataclassInstance")
+_KINDS: dict[str, type[Execution]] = {"charge": ChargeExecuted, "refund": RefundExecuted, "close": KeyWasClosed}
 
 
-class Journal:
-    """Executions on disk, one JSON line each. Lines that wait while others are being synced share the next sync."""
+class Lines(Generic[_Line]):
+    """Dataclasses on disk, one JSON line each. Lines that wait while others are being synced share the next sync."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Mapping[str, type[_Line]]) -> None:
+        """`kinds` are the dataclasses by the names that lines have for them."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._path = path
+        self._kinds = kinds
+        self._names = {kind: name for name, kind in kinds.items()}
         self._waiting: list[str] = []
         self._appended = 0
         self._durable = 0
@@ -32,21 +36,21 @@ class Journal:
         self._disk = ThreadPoolExecutor(1, "journal")
         self._broken: OSError | None = None
 
-    def read(self) -> list[Execution]:
-        """All executions so far. A torn last line, which no one was told of, is cut off."""
+    def read(self) -> list[_Line]:
+        """All lines so far. A torn last line, which no one was told of, is cut off."""
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self._path, len(whole))
-        executions: list[Execution] = []
+        found: list[_Line] = []
         for line in whole.splitlines():
             values = json.loads(line)
-            executions.append(_KINDS[values.pop("kind")](**values))
-        return executions
+            found.append(self._kinds[values.pop("kind")](**values))
+        return found
 
-    def append(self, execution: Execution) -> None:
+    def append(self, line: _Line) -> None:
         """Put a line in the queue; it is on disk when the next `sync` returns."""
-        self._waiting.append(json.dumps({"kind": _NAMES[type(execution)], **asdict(execution)}))
+        self._waiting.append(json.dumps({"kind": self._names[type(line)], **asdict(line)}))
         self._appended += 1
 
     async def sync(self) -> None:
@@ -76,3 +80,10 @@ class Journal:
             file.writelines(f"{line}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
+
+
+class Journal(Lines[Execution]):
+    """The gateway's executions."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _KINDS)

@@ -36,6 +36,7 @@ _WITH_HEALTH: Final = (*WORKERS, RECONCILER)
 _ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 _HEALTH_POLL_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 40.0
+_WEBHOOK_SECRET: Final = "whsec_stand_in"  # noqa: S105 - of a stand-in on loopback
 
 Note = Callable[[str], None]
 
@@ -96,6 +97,37 @@ class Ports:
             require_free(port, purpose, "--random-ports")
 
 
+@dataclasses.dataclass(frozen=True)
+class StripeStandIn:
+    """Has the system use Stripe, and the gateway's process speak as Stripe does.
+
+    `webhook` is the port that its reports go to, where `orderflow run webhook` is to be run besides; `options` are more
+    of the process's own.
+    """
+
+    webhook: int | None = None
+    options: tuple[str, ...] = ()
+
+    def settings(self, url: str) -> dict[str, str]:
+        """Returns the ORDERFLOW_* settings, with the gateway there."""
+        listen = {} if self.webhook is None else {"ORDERFLOW_STRIPE_WEBHOOK_LISTEN": f"{LOOPBACK}:{self.webhook}"}
+        return {
+            "ORDERFLOW_GATEWAY_KIND": "stripe",
+            "ORDERFLOW_STRIPE_URL": url,
+            "ORDERFLOW_STRIPE_KEY": "sk_test_stand_in",
+            "ORDERFLOW_STRIPE_WEBHOOK_SECRET": _WEBHOOK_SECRET,
+            **listen,
+        }
+
+    def arguments(self) -> list[str]:
+        """Returns the arguments of the gateway's process."""
+        arguments = ["--dialect", "stripe", *self.options]
+        if self.webhook is not None:
+            arguments += ["--webhook-url", f"http://{LOOPBACK}:{self.webhook}/webhooks/payments"]
+            arguments += ["--webhook-secret", _WEBHOOK_SECRET]
+        return arguments
+
+
 class System:
     """The system, with its data in one folder. Starting it again on the folder goes on where it ended."""
 
@@ -106,12 +138,14 @@ class System:
         *,
         settings: dict[str, str] | None = None,
         roles: tuple[str, ...] = ROLES,
+        stripe: StripeStandIn | None = None,
         note: Note = lambda _: None,
     ) -> None:
         """`settings` are ORDERFLOW_* variables beside the system's own; `note` is told of each slow step.
 
-        `roles` are what `start` starts.
+        `roles` are what `start` starts; `stripe` has it pay through the stand-in of Stripe.
         """
+        self._stripe = stripe
         self.directory = directory.absolute()
         self.ports = ports
         self._settings = settings or {}
@@ -160,7 +194,9 @@ class System:
             "ORDERFLOW_EMAIL_PORT": str(self.ports.mail),
             "ORDERFLOW_SMS_FOLDER": str(self.mail_folder),
         }
-        if role in _WITH_HEALTH:
+        if self._stripe is not None:
+            environment |= self._stripe.settings(environment.pop("ORDERFLOW_GATEWAY_URL"))
+        if role is not None and role in self.ports.health:
             environment["ORDERFLOW_WORKER_HEALTH_LISTEN"] = self.health_address(role)
             environment["ORDERFLOW_WORKER_METRICS_LISTEN"] = self.metrics_address(role)
         return environment
@@ -231,6 +267,7 @@ class System:
             self.gateway_journal.parent.mkdir(parents=True, exist_ok=True)
             arguments = ["--port", str(self.ports.gateway), "--admin-port", str(self.ports.gateway_admin)]
             arguments += ["--journal", str(self.gateway_journal)]
+            arguments += self._stripe.arguments() if self._stripe is not None else []
         self._spawn(name, ["-m", f"devstack.{name}", *arguments])
 
     def start_role(self, role: str, settings: dict[str, str] | None = None) -> None:
@@ -283,7 +320,8 @@ class System:
     async def stop(self) -> None:
         """Ends everything in order: server, workers (they drain), stand-ins, engines."""
         await self.stop_role("server")
-        await asyncio.gather(*(self.stop_role(role) for role in _WITH_HEALTH))
+        beside = [name for name in self.processes if name not in STAND_INS]
+        await asyncio.gather(*(self.stop_role(name) for name in beside))
         await asyncio.gather(*(self.stop_role(stand_in) for stand_in in STAND_INS))
         await asyncio.gather(self.kafka.stop() if self.kafka else asyncio.sleep(0), self.postgres.stop())
 

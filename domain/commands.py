@@ -51,6 +51,7 @@ _DETAILS: Final = {
 _CHARGE_OPEN: Final = (PaymentStatus.PAYMENT_STATUS_PENDING, PaymentStatus.PAYMENT_STATUS_UNKNOWN)
 _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _MOST_ETAG: Final = 64
+_MOST_REPORT_ID: Final = 128
 
 
 class CommandRefused(Exception):
@@ -69,6 +70,15 @@ class CommandRefused(Exception):
 def violations_of_command(event: OrderEvent) -> list[Violation]:
     """Returns everything that is wrong with a command; fields are named as in the requests of the API."""
     return list(_violations(event))
+
+
+def violations_of_report(event: OrderEvent) -> list[Violation]:
+    """Returns everything that is wrong with a PAYMENT_REPORTED, which asks for a look-up and is answered to nobody."""
+    if event.WhichOneof("details") != "payment_reported" or not event.HasField("command"):
+        return [Violation("details", "must be those of the report")]
+    if not is_systems(event):
+        return [Violation("caller", "must be empty: nobody reports but the system")]
+    return list(text_violations("report_id", event.payment_reported.report_id, most=_MOST_REPORT_ID, required=True))
 
 
 def check(event: OrderEvent, order: Order, *, owner: str) -> Applied | AlreadyApplied:

@@ -3,7 +3,7 @@
 import datetime
 
 from domain.commands import LEADS_TO
-from domain.identifiers import caused_event_id, created_event_id
+from domain.identifiers import caused_event_id, created_event_id, reported_event_id
 from domain.orders import is_lifecycle
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import (
@@ -20,6 +20,7 @@ from orderflow.events.v1.order_event_pb2 import (
     OrderShippedDetails,
     PaymentFailedDetails,
     PaymentRefundedDetails,
+    PaymentReportedDetails,
 )
 from orderflow.orders.v1.order_pb2 import NotificationChannel, Order
 
@@ -49,16 +50,16 @@ def order_rejected(cause: Delivery, order: Order, details: OrderRejectedDetails)
     return event
 
 
-def order_paid(cause: Delivery, order: Order, details: OrderPaidDetails) -> OrderEvent:
-    """Returns the ORDER_PAID that follows from an ORDER_PROCESSING."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID, order)
+def order_paid(cause: Delivery, order: Order, details: OrderPaidDetails, *, owner: str = "") -> OrderEvent:
+    """Returns the ORDER_PAID that follows from an ORDER_PROCESSING or a PAYMENT_REPORTED."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID, order, owner=owner)
     event.order_paid.CopyFrom(details)
     return event
 
 
-def payment_failed(cause: Delivery, order: Order, details: PaymentFailedDetails) -> OrderEvent:
-    """Returns the PAYMENT_FAILED that follows from an ORDER_PROCESSING."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED, order)
+def payment_failed(cause: Delivery, order: Order, details: PaymentFailedDetails, *, owner: str = "") -> OrderEvent:
+    """Returns the PAYMENT_FAILED that follows from an ORDER_PROCESSING or a PAYMENT_REPORTED."""
+    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED, order, owner=owner)
     event.payment_failed.CopyFrom(details)
     return event
 
@@ -83,6 +84,22 @@ def command(
         command=terms,
     )
     event.occur_time.FromDatetime(now)
+    return event
+
+
+def payment_reported(report_id: str, order_id: str, *, source: str, now: datetime.datetime) -> OrderEvent:
+    """Returns the PAYMENT_REPORTED of a report of the gateway's, the same each time it is delivered, but its time."""
+    event = command(
+        OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REPORTED,
+        order_id,
+        event_id=reported_event_id(report_id),
+        caller="",
+        terms=CommandTerms(),
+        correlation_id=order_id,
+        source=source,
+        now=now,
+    )
+    event.payment_reported.CopyFrom(PaymentReportedDetails(report_id=report_id))
     return event
 
 

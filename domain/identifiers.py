@@ -89,6 +89,11 @@ def swept_event_id(command: OrderEventType, order_id: str, slot: int) -> str:
     return str(uuid.uuid5(_EVENTS, f"sweep:{OrderEventType.Name(command)}:{order_id}:{slot}"))
 
 
+def reported_event_id(report_id: str) -> str:
+    """Returns the event_id of a PAYMENT_REPORTED: the same each time the gateway delivers the same report."""
+    return str(uuid.uuid5(_EVENTS, f"report:{report_id}"))
+
+
 def is_canonical_uuid(text: str) -> bool:
     """Whether the text is a UUID as we write it: lower case, with hyphens."""
     try:

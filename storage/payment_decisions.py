@@ -90,6 +90,39 @@ class PaymentDecisions:
             )
         return ChargeIntent(order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before)
 
+    async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
+        """Returns the key of the charge that a PAYMENT_REPORTED is about, if it is not decided; or what is decided.
+
+        A charge of an order that was called off is not decided either: one that was approved all the same is given
+        back. An order that has no row by the last attempt is none of ours, and nothing comes of it.
+
+        Raises:
+            Transient: the order has no row, so far.
+            DependencyDown: PostgreSQL is away.
+        """
+        async with self._database.connection() as connection:
+            decided = await outcomes.obeyed(connection, delivery)
+            if decided is not None:
+                return Settled(decided)
+            row = await connection.fetchrow(
+                "select idempotency_key, state from orders left join payments using (order_id) where order_id = $1",
+                delivery.event.order.order_id,
+            )
+        if row is None and not is_last:
+            raise Transient("ORDER_UNKNOWN", "the order has no row")
+        if row is None or row["state"] in (None, "captured", "declined"):
+            return Settled(await self.undecided(delivery))
+        key: str = row["idempotency_key"]
+        return key
+
+    async def undecided(self, delivery: Delivery) -> list[OrderEvent]:
+        """Stores that nothing came of a record. Returns the events to emit.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+        return await outcomes.decide(self._database, delivery, _nothing)
+
     async def not_sent(self, intent: ChargeIntent) -> None:
         """Records that nothing was sent yet under the intent, so that it never counts as past the window of keys.
 
@@ -129,7 +162,7 @@ class PaymentDecisions:
             if order is None:
                 return []
             details = OrderPaidDetails(gateway_reference=gateway_reference, amount=order.total)
-            return [events.order_paid(delivery, order, details)]
+            return [events.order_paid(delivery, order, details, owner=await _owner(connection, delivery))]
 
         return await outcomes.decide(self._database, delivery, decision, last=_sell)
 
@@ -161,7 +194,7 @@ class PaymentDecisions:
             if order is None:
                 return []
             details = PaymentFailedDetails(reason=reason, gateway_reference=gateway_reference)
-            return [events.payment_failed(delivery, order, details)]
+            return [events.payment_failed(delivery, order, details, owner=await _owner(connection, delivery))]
 
         return await outcomes.decide(self._database, delivery, decision, last=_give_back)
 
@@ -196,6 +229,14 @@ async def book_capture(connection: "Connection", order_id: str, gateway_referenc
         gateway_reference,
         now,
     )
+
+
+async def _owner(connection: "Connection", delivery: Delivery) -> str:
+    """Returns who placed the order: the record says it, unless it is a report."""
+    owner: str = delivery.event.metadata.caller or await connection.fetchval(
+        "select caller from orders where order_id = $1", delivery.event.order.order_id
+    )
+    return owner
 
 
 async def _nothing(_: "Connection") -> list[OrderEvent]:

@@ -65,6 +65,10 @@ CATALOGUE: dict[str, str] = {
     "reconciler.skipped": "A reconciliation could not look everywhere; the next one will.",
     "gateway.breaker": "The circuit breaker of the gateway changed its state.",
     "payment.unknown": "A charge's outcome is not known; the record becomes a dead letter and an operator must look.",
+    "webhook.reported": "A report of the payment gateway is durable on Kafka.",
+    "webhook.refused": "A report was not signed by the gateway, or too long ago; nothing was done.",
+    "webhook.not_durable": "A report could not be put on Kafka; the gateway will deliver it again.",
+    "webhook.refund_failed": "The gateway could not pay out a refund that it had taken; somebody must look.",
 }
 """Every event name that is logged, and what it means. A test holds the code against it."""
 
@@ -73,7 +77,7 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
 )
 
-_NOISY = ("aiokafka", "grpc", "httpx", "httpcore", "asyncio")
+_NOISY = ("aiohttp", "aiokafka", "grpc", "httpx", "httpcore", "asyncio", "stripe")
 
 
 class _RateLimit(logging.Filter):

@@ -52,6 +52,7 @@ BREAKER_CALLS = Counter("orderflow_breaker_calls_total", "Calls by what the brea
 
 ORDER_EVENTS = Counter("orderflow_order_events_total", "Events emitted, by type.", ["type"])
 PAYMENTS = Counter("orderflow_payments_total", "Charges and refunds by outcome.", ["outcome"])
+REPORTS = Counter("orderflow_webhook_reports_total", "Reports of the gateway by what came of them.", ["outcome"])
 SWEPT = Counter("orderflow_swept_orders_total", "Orders that a sweep asked something of.", ["what"])
 NOTIFICATIONS = Counter("orderflow_notifications_total", "Messages by channel and outcome.", ["channel", "outcome"])
 PROJECTION_LAG = Gauge("orderflow_projection_lag_seconds", "Age of the last event projected when it was projected.")

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from domain import lifecycle, reconciliation
+from domain.events import payment_reported
 from domain.failures import Failure
 from domain.orders import is_lifecycle
 from domain.records import Coordinates, Delivery
@@ -28,7 +29,7 @@ from storage.payment_decisions import PaymentDecisions
 from storage.refund_decisions import RefundDecisions
 from storage.stock import Stock, StockLevel
 from tests import engines
-from tests.builders import CALLER, NOW, a_command, a_delivery, a_sku, an_item, an_order, order_created
+from tests.builders import CALLER, NOW, a_command, a_delivery, a_sku, an_id, an_item, an_order, order_created
 from workers import order_processor, payment_processor
 from workers.gateways.book import ChargeExecuted, Execution, RefundExecuted
 from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable, Refund
@@ -160,12 +161,16 @@ class Life:
     def put(self, event: OrderEvent) -> Delivery:
         """Puts a record on the topic, and returns it as the group that it is for will see it."""
         self.orders.append(event)
-        refund = event.type == E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED
-        return self.delivery(PAYMENT_PROCESSOR if refund else ORDER_PROCESSOR, len(self.orders) - 1)
+        payments = (E.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED, E.ORDER_EVENT_TYPE_PAYMENT_REPORTED)
+        return self.delivery(PAYMENT_PROCESSOR if event.type in payments else ORDER_PROCESSOR, len(self.orders) - 1)
 
     def command(self, name: str, **fields: Any) -> Delivery:
         """Puts a command of the order's caller on the topic."""
         return self.put(a_command(name, self.order_id, now=self.now, **fields))
+
+    def report(self) -> Delivery:
+        """Puts a report of the gateway's on the topic, a new one each time."""
+        return self.put(payment_reported(an_id(), self.order_id, source="webhook", now=self.now))
 
     def delivery(self, group: str, offset: int, *, attempt: int = 1) -> Delivery:
         return Delivery(self.orders[offset], group, Coordinates(ORDERS.name, 0, offset), attempt)
@@ -188,6 +193,7 @@ class Life:
                 gateway=self.gateway,
                 key_window=WINDOW,
                 now=self._now,
+                attempts=ATTEMPTS,
             )
         return list(emitted)
 

@@ -1,7 +1,7 @@
 """Fetches the programs that the tests use beside ours, where this machine can: those that people debug with.
 
-grpcurl and grpc-health-probe are built by Go, kcat comes from Debian's packages. Where one cannot be had, the tests
-that need it are skipped and say so.
+grpcurl, grpc-health-probe and stripe-mock are built by Go, kcat comes from Debian's packages. Where one cannot be had,
+the tests that need it are skipped and say so.
 """
 
 import os
@@ -13,6 +13,7 @@ import sys
 GO_TOOLS = {
     "grpcurl": "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4",
     "grpc-health-probe": "github.com/grpc-ecosystem/grpc-health-probe@v0.4.61",
+    "stripe-mock": "github.com/stripe/stripe-mock@v0.203.0",
 }
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from workers.gateways.gateway import PaymentGateway
     from workers.notification_service import Ambiguous, NotificationService
     from workers.reconciliation import Reconciliation
+    from workers.webhook import Webhook
 
 log = logs.get()
 
@@ -138,7 +139,7 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     from workers import payment_processor
     from workers.refunds import Refunds
 
-    gateway = _guarded(_gateway(parts.settings), parts.settings)
+    gateway = _guarded(_gateway(parts.settings, parts.database), parts.settings)
     key_window = datetime.timedelta(hours=parts.settings.gateway.key_window_hours)
     refunds = Refunds(
         decisions=RefundDecisions(parts.database, now=now),
@@ -154,6 +155,7 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         gateway=gateway,
         key_window=key_window,
         now=now,
+        attempts=parts.attempts,
     )
     try:
         yield parts.runtime(payment_processor.SPEC, handle)
@@ -161,7 +163,21 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         await gateway.aclose()
 
 
-def _gateway(settings: Settings) -> "PaymentGateway":
+def _gateway(settings: Settings, database: Database) -> "PaymentGateway":
+    if settings.gateway.kind == "stripe":
+        from storage.payment_intents import PaymentIntents
+        from workers.gateways.stripe import StripeGateway
+
+        if settings.stripe.key is None or not settings.stripe.key.get_secret_value():
+            raise SettingsError("ORDERFLOW_STRIPE_KEY must be set where ORDERFLOW_GATEWAY_KIND is stripe")
+        return StripeGateway(
+            settings.stripe.key.get_secret_value(),
+            references=PaymentIntents(database),
+            base_url=settings.stripe.url,
+            connect_timeout=settings.gateway.connect_timeout,
+            total_timeout=settings.gateway.timeout,
+        )
+
     if settings.gateway.kind == "remote":
         from workers.gateways.remote import HttpGateway
 
@@ -448,7 +464,7 @@ async def _reconciliation(settings: Settings) -> "AsyncIterator[tuple[Reconcilia
             " process can ask it"
         )
     database = Database(settings.database, application="reconciler")
-    gateway = _gateway(settings)
+    gateway = _gateway(settings, database)
     await database.open()
     try:
         cases = ReconciliationCases(database)
@@ -472,6 +488,59 @@ async def _migrated(settings: Settings, stop: asyncio.Event) -> bool:
             async with asyncio.timeout(_RETRY_SECONDS):
                 await stop.wait()
     return False
+
+
+async def receive_reports(settings: Settings, stop: asyncio.Event) -> None:
+    """Takes the payment gateway's reports until `stop` is set, then finishes those that are under way.
+
+    Raises:
+        SettingsError: there is no secret, or an address cannot be listened on.
+    """
+    from messaging.publisher import Publisher
+    from workers.gateways import stripe
+    from workers.webhook import PATH, SOURCE, Webhook
+
+    if settings.stripe.webhook_secret is None or not settings.stripe.webhook_secret.get_secret_value():
+        raise SettingsError("ORDERFLOW_STRIPE_WEBHOOK_SECRET must be set for the webhook")
+    read = functools.partial(
+        stripe.read_report,
+        secret=settings.stripe.webhook_secret.get_secret_value(),
+        tolerance_seconds=settings.stripe.webhook_tolerance_seconds,
+    )
+    client_id = f"{SOURCE}-{socket.gethostname()}-{os.getpid()}"
+    publisher = Publisher(settings.kafka, client_id=client_id)
+    monitor = KafkaMonitor(settings.kafka, client_id=client_id)
+    webhook = Webhook(read=read, signature_header=stripe.SIGNATURE_HEADER, publisher=publisher, now=now)
+    async with AsyncExitStack() as stack:
+        publisher.start()
+        stack.push_async_callback(publisher.close)
+        health = Health((), lambda: monitor.is_reachable and publisher.is_ready)
+        address = await _serve_health(health, settings.worker.health_listen, stack)
+        metrics_address = stack.enter_context(process.metrics_endpoint(settings.worker.metrics_listen))
+        tasks = [asyncio.create_task(monitor.run()), asyncio.create_task(health.run())]
+        stack.push_async_callback(_cancelled, tasks)
+        listen = await _serve_webhook(webhook, settings, stack)
+        log.info("process.started", listen=f"{listen}{PATH}", health=address, metrics=metrics_address)
+        try:
+            await process.until_stopped_or_failed(stop, *tasks)
+        finally:
+            await health.stop()
+
+
+async def _serve_webhook(webhook: "Webhook", settings: Settings, stack: AsyncExitStack) -> str:
+    from aiohttp import web
+
+    runner = web.AppRunner(
+        webhook.app(), access_log=None, shutdown_timeout=settings.worker.drain_seconds, handler_cancellation=False
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        host, port = process.split(settings.stripe.webhook_listen)
+        await web.TCPSite(runner, host, port).start()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"ORDERFLOW_STRIPE_WEBHOOK_LISTEN: {error}") from error
+    return f"{host}:{runner.addresses[0][1]}"
 
 
 def _limits(settings: Settings) -> Limits:

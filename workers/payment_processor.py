@@ -1,6 +1,7 @@
 """Charges processed orders: ORDER_PROCESSING to ORDER_PAID or PAYMENT_FAILED. Alone talks to the gateway.
 
-Giving back is in workers.refunds.
+What the gateway reports by itself (PAYMENT_REPORTED) is looked up, and decided as any charge is. Giving back is in
+workers.refunds.
 """
 
 import datetime
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import fault_points
+from domain import commands
 from domain.failures import Permanent, Transient
 from domain.records import Delivery
 from messaging import topics
@@ -29,6 +31,7 @@ SPEC = WorkerSpec(
             OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
             OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED,
             OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+            OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REPORTED,
         }
     ),
 )
@@ -39,6 +42,14 @@ class PaymentDecisions(Protocol):
 
     async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
         """Stores the intent to charge and returns it, or what is decided already."""
+        ...
+
+    async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
+        """Returns the key of a charge that was reported on and is not decided, or what is decided."""
+        ...
+
+    async def undecided(self, delivery: Delivery) -> list[OrderEvent]:
+        """Stores that nothing came of a record."""
         ...
 
     async def not_sent(self, intent: ChargeIntent) -> None:
@@ -66,14 +77,16 @@ async def handle(
     gateway: PaymentGateway,
     key_window: datetime.timedelta,
     now: Callable[[], datetime.datetime],
+    attempts: int,
 ) -> Sequence[OrderEvent]:
-    """Handles an ORDER_PROCESSING, an ORDER_CANCELLED or an ORDER_REFUND_REQUESTED.
+    """Handles an ORDER_PROCESSING, an ORDER_CANCELLED, an ORDER_REFUND_REQUESTED or a PAYMENT_REPORTED.
 
-    `key_window` is how long the gateway honours a key, from its first send.
+    `key_window` is how long the gateway honours a key, from its first send; `attempts` is how often a record is tried
+    in all.
 
     Raises:
         Permanent: `PAYMENT_UNKNOWN`, or the gateway refuses the call itself.
-        Transient: what `Refunds` says of it.
+        Transient: what `Refunds` says of it; a report of an order that has no row so far.
         DependencyDown: PostgreSQL or the gateway is away.
     """
     match delivery.event.type:
@@ -81,6 +94,9 @@ async def handle(
             return await refunds.settle_cancelled(delivery)
         case OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
             return await refunds.refund(delivery)
+        case OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REPORTED:
+            is_last = delivery.attempt >= attempts
+            return await settle_reported(delivery, decisions=decisions, gateway=gateway, is_last=is_last)
         case _:
             return await charge(delivery, decisions=decisions, gateway=gateway, key_window=key_window, now=now)
 
@@ -119,14 +135,38 @@ async def charge(
         metrics.PAYMENTS.labels("unknown").inc()
         log.error("payment.unknown")
         raise Permanent("PAYMENT_UNKNOWN", "the gateway answered, and that does not tell whether it charged")
-    if answer.approved:
-        metrics.PAYMENTS.labels("captured").inc()
-        emitted = await decisions.captured(delivery, gateway_reference=answer.reference)
-    else:
-        metrics.PAYMENTS.labels("declined").inc()
-        emitted = await decisions.declined(delivery, reason=answer.decline_reason, gateway_reference=answer.reference)
+    emitted = await _booked(delivery, answer, decisions)
     fault_points.reached("W8")
     return emitted
+
+
+async def settle_reported(
+    delivery: Delivery, *, decisions: PaymentDecisions, gateway: PaymentGateway, is_last: bool
+) -> Sequence[OrderEvent]:
+    """Settles a charge that is open, if the gateway says by now what it came to. Believes nothing but the look-up.
+
+    Raises:
+        Permanent: `INVALID_REPORT`: the system never makes such a one.
+        Transient: the order has no row, so far.
+        DependencyDown: PostgreSQL or the gateway is away.
+    """
+    if violations := commands.violations_of_report(delivery.event):
+        raise Permanent("INVALID_REPORT", f"{violations[0].field} {violations[0].description}")
+    key = await decisions.open_key(delivery, is_last=is_last)
+    if isinstance(key, Settled):
+        return key.events
+    answer = await gateway.find(key)
+    if answer is None:
+        return await decisions.undecided(delivery)
+    return await _booked(delivery, answer, decisions)
+
+
+async def _booked(delivery: Delivery, answer: Charge, decisions: PaymentDecisions) -> Sequence[OrderEvent]:
+    if answer.approved:
+        metrics.PAYMENTS.labels("captured").inc()
+        return await decisions.captured(delivery, gateway_reference=answer.reference)
+    metrics.PAYMENTS.labels("declined").inc()
+    return await decisions.declined(delivery, reason=answer.decline_reason, gateway_reference=answer.reference)
 
 
 async def _settled_meanwhile(delivery: Delivery, decisions: PaymentDecisions) -> Settled | None:

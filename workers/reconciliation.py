@@ -4,6 +4,7 @@ What is held at once is bounded: two slices of the gateway's movements, and a ba
 """
 
 import datetime
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -175,8 +176,10 @@ class Reconciliation:
                     currency_code=charge.currency_code,
                 )
             )
-        for key in account.refund_keys if any(entry.kind == "refund" for entry in missing) else ():
-            refund = await self._gateway.find_refund(key)
+        captures = [entry.reference for entry in account.entries if entry.kind == "capture"]
+        keys = account.refund_keys if any(entry.kind == "refund" for entry in missing) else ()
+        for key, capture in itertools.product(keys, captures):
+            refund = await self._gateway.find_refund(key, charge_reference=capture)
             if refund is not None and refund.reference in references:
                 found.append(
                     Movement(

@@ -182,7 +182,7 @@ class Refunds:
 
     async def _looked_up(self, intent: RefundIntent) -> Refund | None:
         try:
-            return await self._gateway.find_refund(intent.idempotency_key)
+            return await self._gateway.find_refund(intent.idempotency_key, charge_reference=intent.charge_reference)
         except GatewayRefused as refused:
             raise ChargeUnknown(f"the look-up was refused: {refused.error_class}") from refused
 

@@ -50,7 +50,7 @@ def atomic(facts: Facts) -> Iterator[Violation]:
 def _emitted(facts: Facts, decided: dict[str, bytes]) -> Iterator[Violation]:
     for event_id, copies in facts.copies.items():
         event = copies[0].event
-        if event.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED or event.type in rules.COMMANDS:
+        if event.type in (OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED, rules.REPORTED, *rules.COMMANDS):
             continue  # nothing led to it, and a repeated call writes it again
         ids = {"order": event.order.order_id, "event": event_id}
         own = [told for told in copies if told.record.at not in facts.poison]

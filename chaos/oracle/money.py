@@ -148,7 +148,9 @@ def keys(facts: Facts) -> Iterator[Violation]:
         if row["state"] == "unknown" and row["order_id"] not in facts.unknown_payments:
             yield Violation("I7", "a charge is unknown and no dead letter tells", ids)
         is_cancelled = facts.status(row["order_id"]) == OrderStatus.ORDER_STATUS_CANCELLED
-        if is_cancelled and row["idempotency_key"] not in closed:
+        # Where nothing was made at the gateway that could be confirmed, the mark alone closes the key.
+        is_closed = row["idempotency_key"] in closed or (row["gateway_closed"] and row["gateway_intent"] is None)
+        if is_cancelled and not is_closed:
             yield Violation("I7", "cancelled, and the gateway may still charge", ids)
         if row["refund_due"]:
             yield Violation("I7", "money is due to be given back, and nobody has asked for it", ids)

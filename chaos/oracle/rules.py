@@ -67,6 +67,9 @@ METHODS: Final = {
 SWEPT: Final = frozenset({Type.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED, Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED})
 """The commands that the system gives by itself."""
 
+REPORTED: Final = Type.ORDER_EVENT_TYPE_PAYMENT_REPORTED
+"""The gateway reported on a payment: nothing of ours led to it, and a repeated delivery writes it again."""
+
 HANDLES: Final = {
     "order-processor": frozenset(
         {Type.ORDER_EVENT_TYPE_ORDER_CREATED, *COMMANDS} - {Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED}
@@ -76,6 +79,7 @@ HANDLES: Final = {
             Type.ORDER_EVENT_TYPE_ORDER_PROCESSING,
             Type.ORDER_EVENT_TYPE_ORDER_CANCELLED,
             Type.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+            REPORTED,
         }
     ),
     "notification-email": frozenset(MOVES),

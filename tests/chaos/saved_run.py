@@ -35,7 +35,7 @@ HANDLES = {
         "ORDER_CREATED", "ORDER_CANCEL_REQUESTED", "ORDER_SHIP_REQUESTED", "ORDER_COMPLETE_REQUESTED",
         "ORDER_EXPIRY_REQUESTED",
     },
-    "payment-processor": {"ORDER_PROCESSING", "ORDER_CANCELLED", "ORDER_REFUND_REQUESTED"},
+    "payment-processor": {"ORDER_PROCESSING", "ORDER_CANCELLED", "ORDER_REFUND_REQUESTED", "PAYMENT_REPORTED"},
     "notification-email": LIFECYCLE,
     "notification-sms": LIFECYCLE,
 }  # fmt: skip
@@ -499,8 +499,11 @@ class SavedRun:
 
     def owe(self, order_id: str, state: str) -> None:
         self.tables["payments"].append(
-            {"order_id": order_id, "idempotency_key": f"charge-{order_id}", "state": state, "refund_due": False}
-        )
+            {
+                "order_id": order_id, "idempotency_key": f"charge-{order_id}", "state": state, "refund_due": False,
+                "gateway_intent": None, "gateway_closed": False,
+            }
+        )  # fmt: skip
 
     def _send(self, life: list[OrderEvent], *, approved: bool) -> None:
         order = life[0].order

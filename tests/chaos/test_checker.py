@@ -66,6 +66,8 @@ def invent_a_row(saved: SavedRun) -> None:
             "idempotency_key": f"charge-{a_uuid('nobody')}",
             "state": "declined",
             "refund_due": False,
+            "gateway_intent": None,
+            "gateway_closed": False,
         }
     )
 
@@ -585,6 +587,44 @@ PLANTED: list[tuple[str, Spoil]] = [
 def test_a_planted_violation_turns_its_invariant_red(tmp_path: pathlib.Path, invariant: str, spoil: Spoil) -> None:
     verdict = spoilt(tmp_path, spoil)
     assert verdict.broken() == {invariant}, verdict.text()
+
+
+@pytest.mark.parametrize("intent", [None, "pi_1"])
+def test_a_mark_closes_the_key_of_a_cancelled_order_where_the_gateway_has_nothing_to_confirm(
+    tmp_path: pathlib.Path, intent: str | None
+) -> None:
+    def mark(saved: SavedRun) -> None:
+        leave_the_key_of_a_cancelled_order_open(saved)
+        row = saved.rows("payments", saved.cancelled[0].order.order_id)[0]
+        row["gateway_closed"], row["gateway_intent"] = True, intent
+
+    verdict = spoilt(tmp_path, mark)
+    assert verdict.broken() == ({"I7"} if intent else set()), verdict.text()
+
+
+def report(saved: SavedRun, order_id: str) -> OrderEvent:
+    """Has the gateway report on an order, twice, and the payment processor make nothing of it."""
+    reported = saved.event(None, "PAYMENT_REPORTED", Order(order_id=order_id), payment_reported={"report_id": "evt_1"})
+    reported.metadata.source, reported.metadata.caller = "webhook", ""
+    reported.command.SetInParent()
+    saved.emit(reported, "orders")
+    saved.append("orders", order_id.encode(), reported.SerializeToString())
+    saved.end()
+    return reported
+
+
+def test_a_report_that_was_delivered_twice_is_green(tmp_path: pathlib.Path) -> None:
+    verdict = spoilt(tmp_path, lambda saved: report(saved, saved.paid[0].order.order_id) and None)
+    assert verdict.passed, verdict.text()
+
+
+def test_a_report_that_was_passed_over_is_red(tmp_path: pathlib.Path) -> None:
+    def forget(saved: SavedRun) -> None:
+        reported = report(saved, saved.paid[0].order.order_id)
+        saved.tables["outcomes"].remove(saved.outcome("payment-processor", reported.event_id))
+
+    verdict = spoilt(tmp_path, forget)
+    assert verdict.broken() == {"I10"}, verdict.text()
 
 
 def test_a_gap_in_the_revisions_is_red(tmp_path: pathlib.Path) -> None:

@@ -24,8 +24,8 @@ async def test_the_whole_seam_over_http_leaves_one_line_per_execution(gateway: G
     assert (declined.approved, declined.decline_reason) == (False, "INSUFFICIENT_FUNDS")
     refund = await client.refund("r-1", charge_reference=paid.reference, amount_minor=998)
     assert (refund.charge_reference, refund.amount_minor, refund.currency_code) == (paid.reference, 998, "EUR")
-    assert await client.find_refund("r-1") == refund
-    assert await client.find_refund("r-9") is None
+    assert await client.find_refund("r-1", charge_reference=refund.charge_reference) == refund
+    assert await client.find_refund("r-9", charge_reference=refund.charge_reference) is None
     with pytest.raises(GatewayRefused) as too_large:
         await client.refund("r-2", charge_reference=paid.reference, amount_minor=3001)
     assert too_large.value.error_class == "GATEWAY_REFUND_TOO_LARGE"

@@ -7,7 +7,15 @@ from collections.abc import Callable
 import pytest
 
 from domain.failures import DependencyDown
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, MovementPage, Refund
+from workers.gateways.gateway import (
+    Charge,
+    ChargeUnderWay,
+    ChargeUnknown,
+    GatewayRefused,
+    GatewayUnavailable,
+    MovementPage,
+    Refund,
+)
 from workers.gateways.guard import GuardedGateway, Outcome, State
 
 APPROVED = Charge("ch_1", "k", True, "", 100, "EUR")
@@ -43,7 +51,7 @@ class ScriptedGateway:
         await self.find(key)
         return REFUNDED
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
         return await self.refund(key, charge_reference="", amount_minor=0)
 
     async def close(self, key: str) -> Charge | None:
@@ -319,6 +327,30 @@ async def test_an_unknown_probe_that_was_a_refund_may_be_looked_up_too(bench: Be
         await bench.guard.refund("r", charge_reference="c", amount_minor=1)
     bench.gateway.answer = APPROVED
     assert bench.state == "open"
-    assert await bench.guard.find_refund("r") == REFUNDED
+    assert await bench.guard.find_refund("r", charge_reference="c") == REFUNDED
     with pytest.raises(GatewayUnavailable):
-        await bench.guard.find_refund("r")
+        await bench.guard.find_refund("r", charge_reference="c")
+
+
+async def test_a_dependency_of_ours_that_is_away_says_nothing_of_the_gateway(bench: Bench) -> None:
+    bench.gateway.answer = DependencyDown("postgres", "away")
+    for _ in range(5):
+        with pytest.raises(DependencyDown):
+            await bench.charge()
+    assert (bench.state, bench.outcomes) == ("closed", [])
+    await bench.trip()
+    bench.now += 30.0
+    bench.gateway.answer = DependencyDown("postgres", "away")
+    with pytest.raises(DependencyDown, match="postgres"):
+        await bench.charge()
+    assert bench.state == "open", "the probe asked nobody: another one will"
+
+
+async def test_a_close_that_found_the_charge_under_way_was_answered(bench: Bench) -> None:
+    await bench.fail(2)
+    bench.gateway.answer = ChargeUnderWay("processing")
+    with pytest.raises(ChargeUnderWay):
+        await bench.guard.close("k")
+    assert bench.outcomes[-1] == "success"
+    await bench.fail(2)
+    assert bench.state == "closed"

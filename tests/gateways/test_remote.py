@@ -140,14 +140,14 @@ async def test_a_refund_must_be_the_one_asked_for(serve: Serve) -> None:
 
 async def test_a_refund_is_looked_up(serve: Serve) -> None:
     good = {"reference": "re_1", "key": "r-1", "charge_reference": "ch_1", "amount_minor": 100, "currency_code": "EUR"}
-    found = await (await serve(lambda: web.json_response({"refund": good}))).find_refund("r-1")
+    found = await (await serve(lambda: web.json_response({"refund": good}))).find_refund("r-1", charge_reference="ch_1")
     assert found is not None
     assert (found.reference, found.amount_minor) == ("re_1", 100)
     absent = await serve(lambda: web.Response(status=404, text=error("GATEWAY_REFUND_NOT_FOUND")))
-    assert await absent.find_refund("r-1") is None
+    assert await absent.find_refund("r-1", charge_reference="ch_1") is None
     for nothing in (lambda: web.Response(status=404), lambda: web.json_response({"refund": {**good, "key": "r-2"}})):
         with pytest.raises(GatewayUnavailable):
-            await (await serve(nothing)).find_refund("r-1")
+            await (await serve(nothing)).find_refund("r-1", charge_reference="ch_1")
 
 
 MOVED = {

@@ -156,11 +156,11 @@ async def test_a_refund_is_found_by_its_key_past_the_window_too_and_no_charge_is
     clock = Clock()
     gateway = SimulatedGateway(key_ttl=60, clock=clock)
     paid = await charge(gateway)
-    assert await gateway.find_refund("r-1") is None
+    assert await gateway.find_refund("r-1", charge_reference=paid.reference) is None
     refund = await gateway.refund("r-1", charge_reference=paid.reference, amount_minor=1000)
     clock.now += 3600
-    assert await gateway.find_refund("r-1") == refund
-    assert await gateway.find_refund("k-1") is None
+    assert await gateway.find_refund("r-1", charge_reference=paid.reference) == refund
+    assert await gateway.find_refund("k-1", charge_reference=paid.reference) is None
 
 
 async def test_a_decline_cannot_be_refunded() -> None:

@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "expire": ("expire", {"caller": ""}),
     "refund": ("refund", {}),
     "refund a part": ("refund", {"amount": Money(currency_code="EUR", amount_minor=400)}),
+    "report": ("report", {}),
 }
 MOMENTS: Final = ("first", "before the charge", "after the charge", "paid", "shipped", "completed")
 """First: before the payment processor sees the order. Before and after the charge: while it is under way."""
@@ -84,7 +85,7 @@ class Script:
             if given == moment and command:
                 if command == "expire":
                     life.now += datetime.timedelta(hours=2)
-                life.command(command, **fields)
+                life.report() if command == "report" else life.command(command, **fields)
                 await life.drain(ORDER_PROCESSOR)
 
     async def _end(self, life: Life) -> None:
@@ -157,10 +158,17 @@ async def test_money_is_given_back_without_an_operator(
 
 
 def pairs() -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    names = [name for name in COMMANDS if name != "nothing"]
+    names = [name for name in COMMANDS if name not in ("nothing", "report")]
     for (first, name), (second, other) in itertools.product(itertools.product(MOMENTS, names), repeat=2):
         if MOMENTS.index(first) <= MOMENTS.index(second):
             yield (first, name), (second, other)
+
+
+async def test_a_report_and_a_cancellation_at_every_two_moments(own_database: Database) -> None:
+    faults: list[dict[int, CallFault]] = [{}, {0: "lost", 1: "lost"}, {0: "late", 1: "late"}]
+    for reported, cancelled in itertools.product(MOMENTS, repeat=2):
+        for calls in faults:
+            await _played(Script((reported, "report"), (cancelled, "cancel"), calls=calls), own_database)
 
 
 @pytest.mark.heavy

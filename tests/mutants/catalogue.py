@@ -252,6 +252,67 @@ MUTANTS = (
         "tests/unit/test_payment_processor.py",
     ),
     Mutant(
+        "a PaymentIntent is confirmed before its id is stored",
+        "semantics 21: the id is stored before it is confirmed",
+        "workers/gateways/stripe.py",
+        "        stored = await self._references.store(key, intent_id)\n",
+        "        stored = intent_id\n",
+        'tests/gateways/test_stripe.py -k "made_stored or closed_meanwhile"',
+    ),
+    Mutant(
+        "a key is closed and its PaymentIntent is not cancelled",
+        "semantics 21: after close no charge under the key can succeed",
+        "workers/gateways/stripe.py",
+        "        if intent_id is None:\n            return None\n        try:\n            # Under a key",
+        "        if intent_id is not None:\n            return None\n        try:\n            # Under a key",
+        'tests/gateways/test_stripe_gateway.py -k "frozen or cancels"',
+    ),
+    Mutant(
+        "an id is stored under a closed key",
+        "semantics 21: a process frozen before its send charges no cancelled order",
+        "storage/payment_intents.py",
+        " where idempotency_key = $1 and not gateway_closed returning gateway_intent",
+        " where idempotency_key = $1 returning gateway_intent",
+        "tests/integration/test_payment_intents.py",
+    ),
+    Mutant(
+        "a 5xx of a confirmation is read as a decline",
+        "semantics 20: what may have been charged is unknown",
+        "workers/gateways/stripe.py",
+        '    if is_refusal and (status != 402 or told.get("type") == "card_error"):\n'
+        "        return _Refusal(status, told, error.request_id)\n",
+        "    if is_refusal or status >= 500:\n"
+        "        return _Refusal(402 if status >= 500 else status, told, error.request_id)\n",
+        "tests/gateways/test_stripe.py -k leaves_a_confirmed",
+    ),
+    Mutant(
+        "a charge that was declined can be confirmed again",
+        "semantics 20: one charge per key, past the gateway's window of keys too",
+        "workers/gateways/stripe.py",
+        '                    intent_id, {"error_on_requires_action": True}, ',
+        '                    intent_id, {"error_on_requires_action": True, "payment_method": "pm_card_visa"}, ',
+        'tests/gateways/test_stripe.py -k "made_stored"',
+    ),
+    Mutant(
+        "a report is believed without a look-up",
+        "payments: a webhook reports, and the payment processor decides by what the gateway holds",
+        "workers/payment_processor.py",
+        "    answer = await gateway.find(key)\n    if answer is None:\n        return await decisions.undecided",
+        '    answer = await gateway.find(key) or Charge("", key, True, "", 0, "")\n'
+        "    if answer is None:\n        return await decisions.undecided",
+        "tests/unit/test_payment_processor.py -k report",
+    ),
+    Mutant(
+        "a report is answered before it is durable",
+        "payments: the webhook answers 2xx only for what Kafka has",
+        "workers/webhook.py",
+        "            await self._publisher.publish(envelope.encode(event), timeout=_PUBLISH_SECONDS)",
+        "            _ = asyncio.ensure_future(\n"
+        "                self._publisher.publish(envelope.encode(event), timeout=_PUBLISH_SECONDS)\n"
+        "            )",
+        "tests/unit/test_webhook.py -k durable",
+    ),
+    Mutant(
         "any payload gets the request_id",
         "semantics 9: one payload per (caller, request_id)",
         "storage/order_decisions.py",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from domain.events import payment_reported
 from domain.failures import DependencyDown, Permanent, Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
@@ -66,7 +67,7 @@ class FaultyGateway:
     async def refund(self, key: str, *, charge_reference: str, amount_minor: int) -> Refund:
         raise NotImplementedError
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
         raise NotImplementedError
 
     async def close(self, key: str) -> Charge | None:
@@ -108,6 +109,16 @@ class Decisions:
         self.state = self.state or "intended"
         self.first_send_time = self.first_send_time or self.clock.now
         return intent
+
+    async def open_key(self, _: Delivery, *, is_last: bool) -> str | Settled:
+        self.was_last = is_last
+        if self.settled is not None:
+            return Settled(self.settled)
+        return f"charge-{self.order.order_id}"
+
+    async def undecided(self, _: Delivery) -> list[OrderEvent]:
+        self.state = self.state or "undecided"
+        return []
 
     async def not_sent(self, intent: ChargeIntent) -> None:
         if self.first_send_time == intent.send_time:
@@ -356,3 +367,81 @@ async def test_an_order_that_is_cancelled_while_it_is_charged_is_left_to_its_can
     monkeypatch.setattr(bench.gateway, "charge", cancelled_meanwhile)
     assert await bench.handle(*faults) == []
     assert (bench.decisions.state, bench.gateway.charges) == ("intended", [])
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+async def report(bench: Bench, *, attempt: int = 1, find: Fault = "", **changes: Any) -> Sequence[OrderEvent]:
+    """Hands the payment processor a report of the gateway's on the order."""
+    reported = payment_reported("evt_1", bench.decisions.order.order_id, source="webhook", now=NOW)
+    for name, value in changes.items():
+        setattr(reported.metadata, name, value)
+    bench.gateway.faults = [find]
+    return await payment_processor.handle(
+        dataclasses.replace(a_delivery(reported), attempt=attempt),
+        decisions=bench.decisions,
+        refunds=None,  # type: ignore[arg-type] # no report leads there
+        gateway=bench.gateway,
+        key_window=WINDOW,
+        now=lambda: bench.clock.now,
+        attempts=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("payment_method", "state"), [("pm_card_visa", "captured"), ("pm_card_chargeDeclined", "declined")]
+)
+async def test_a_report_settles_an_unknown_charge_by_what_the_gateway_holds(
+    bench: Bench, payment_method: str, state: str
+) -> None:
+    bench.decisions.order.payment_method = payment_method
+    with pytest.raises(DependencyDown):  # executed, and neither answer nor look-up came through
+        await bench.handle("lost after", "lost after", "unavailable")
+    await bench.decisions.unknown(bench.delivery)
+    bench.gateway.calls = []
+    assert await report(bench) == bench.decisions.answer
+    assert bench.decisions.state == state
+    assert bench.gateway.calls == ["find"], "a report never charges"
+    assert len(bench.gateway.charges) == 1
+
+
+async def test_a_report_of_a_charge_that_the_gateway_does_not_hold_decides_nothing(bench: Bench) -> None:
+    assert await report(bench) == []
+    assert bench.decisions.state == "undecided"
+    assert bench.gateway.charges == []
+
+
+async def test_a_report_of_what_is_decided_emits_what_was_decided(bench: Bench) -> None:
+    bench.decisions.settled = []
+    assert await report(bench) == []
+    assert bench.gateway.calls == []
+
+
+async def test_a_report_that_cannot_be_looked_up_waits(bench: Bench) -> None:
+    with pytest.raises(GatewayUnavailable):
+        await report(bench, find="unavailable")
+    assert bench.decisions.state == ""
+
+
+@pytest.mark.parametrize(("attempt", "is_last"), [(8, False), (9, True)])
+async def test_the_last_attempt_of_a_report_is_told(bench: Bench, attempt: int, is_last: bool) -> None:
+    await report(bench, attempt=attempt)
+    assert bench.decisions.was_last is is_last
+
+
+async def test_a_report_in_somebodys_name_is_none(bench: Bench) -> None:
+    with pytest.raises(Permanent) as refused:
+        await report(bench, caller="somebody")
+    assert refused.value.error_class == "INVALID_REPORT"
+
+
+def test_a_report_is_the_same_event_each_time_it_is_delivered() -> None:
+    first, second = (
+        payment_reported("evt_1", "00000000-0000-4000-8000-000000000001", source="webhook", now=now)
+        for now in (NOW, NOW + datetime.timedelta(hours=1))
+    )
+    assert first.event_id == second.event_id
+    other = payment_reported("evt_2", first.order.order_id, source="webhook", now=NOW)
+    assert other.event_id != first.event_id
+    assert (first.revision, first.payment_reported.report_id) == (0, "evt_1")

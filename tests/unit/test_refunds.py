@@ -54,13 +54,13 @@ class Gateway(SimulatedGateway):
             raise ChargeUnknown("told to")
         return refund
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
         fault = self._next("find_refund")
         if fault == "refused":
             raise GatewayRefused("GATEWAY_INVALID_REQUEST", "told to")
         if fault:
             raise GatewayUnavailable("told to")
-        return await super().find_refund(key)
+        return await super().find_refund(key, charge_reference=charge_reference)
 
     async def close(self, key: str) -> Charge | None:
         if self._next("close"):

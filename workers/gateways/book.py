@@ -16,6 +16,7 @@ from workers.gateways.gateway import Charge, GatewayRefused, KeyClosed, Movement
 
 DAY_SECONDS = 24 * 60 * 60.0
 _DECLINED = "pm_card_chargeDeclined"
+_UNAUTHENTICATED = "pm_card_authenticationRequired"
 _DECLINE_REASONS = {"InsufficientFunds": "INSUFFICIENT_FUNDS", "ExpiredCard": "EXPIRED_CARD"}
 _BENCHMARK_DECLINES_ONE_IN = 50
 _MOVEMENTS_ON_A_PAGE = 100
@@ -192,6 +193,15 @@ class Book:
         next_cursor = "" if is_last else f"{page[-1].time!r}|{page[-1].reference}"
         return MovementPage(tuple(map(self._movement, page)), next_cursor)
 
+    def is_closed(self, key: str) -> bool:
+        """Whether the key was closed."""
+        return key in self._closed
+
+    def refunds_of(self, charge_reference: str) -> list[Refund]:
+        """The charge's refunds, in the order in which they executed."""
+        made = (each for each in self._answers.values() if isinstance(each, RefundExecuted))
+        return [_refund(each) for each in made if each.charge_reference == charge_reference]
+
     def apply(self, execution: Execution) -> None:
         """Take in what was executed, now or, read from a journal, earlier."""
         match execution:
@@ -238,6 +248,8 @@ class Book:
         )
 
     def _decline_reason(self, order_id: str, payment_method: str) -> str:
+        if payment_method == _UNAUTHENTICATED:
+            return "AUTHENTICATION_REQUIRED"
         if payment_method.startswith(_DECLINED):
             return _DECLINE_REASONS.get(payment_method.removeprefix(_DECLINED), "CARD_DECLINED")
         if self._benchmark_declines and zlib.crc32(order_id.encode()) % _BENCHMARK_DECLINES_ONE_IN == 0:

@@ -7,6 +7,7 @@ moved?
     GatewayRefused     (Permanent)       no: the gateway answered that it will not do this; asking again is pointless
       KeyClosed                          no, and never will under this key
     ChargeUnknown      (Transient)       perhaps: it was sent and no answer came; same key once more, then find()
+    ChargeUnderWay     (Transient)       perhaps soon: a close came while the gateway was at it; close again later
     a Charge that is not approved        no: a business result, not an error
 """
 
@@ -77,6 +78,13 @@ class ChargeUnknown(Transient):
         super().__init__("GATEWAY_CHARGE_UNKNOWN", message)
 
 
+class ChargeUnderWay(Transient):
+    """A `close` found the charge neither done nor to be stopped. It was answered: closing again later settles it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("GATEWAY_CHARGE_UNDER_WAY", message)
+
+
 class GatewayUnavailable(DependencyDown):
     """No money can have moved by this call: nothing was sent, or it was a look-up or a `close` that got no answer.
 
@@ -141,8 +149,8 @@ class PaymentGateway(Protocol):
         """
         ...
 
-    async def find_refund(self, key: str) -> Refund | None:
-        """The refund that executed under this key, also past the window of keys.
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
+        """The refund of that charge which executed under this key, also past the window of keys.
 
         Returns:
             None when the gateway answered that none has executed so far.
@@ -159,6 +167,7 @@ class PaymentGateway(Protocol):
             The charge that executed before, None when none did: then none ever will. Repeats answer the same.
 
         Raises:
+            ChargeUnderWay: whether there will be a charge shows later; the key lets no other one through.
             GatewayUnavailable: the gateway did not answer; the key may be closed or not.
         """
         ...
@@ -183,3 +192,27 @@ class PaymentGateway(Protocol):
     async def aclose(self) -> None:
         """Give up the connections. No call is made afterwards."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The gateway says that something became of an order's charge. What did is looked up.
+
+    Attributes:
+        report_id: the gateway's own id of this report; a repeat has the same.
+        order_id: a lower-case UUID.
+    """
+
+    report_id: str
+    order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefundFailed:
+    """The gateway says that it could not pay out a refund that it had taken: nobody but a person can help."""
+
+    reference: str
+
+
+class NotGenuine(Exception):
+    """A report that the gateway did not sign, or signed too long ago."""

@@ -11,19 +11,23 @@ ways into a call do not fit asyncio (1.4.1: a cancellation counts, a half-open b
 - A probe whose outcome is unknown may be looked up, once: that look-up belongs to it and changes no state. Without
   it an order that the gateway answers with a stored error would be the probe for ever.
 - Whatever the gateway answered, a decline or a refusal included, is a success.
-- A cancelled call leaves no trace; a cancelled probe opens the breaker again.
+- A cancelled call leaves no trace, and one that another dependency kept from the gateway leaves none either; such a
+  probe opens the breaker again.
 """
 
 import contextlib
 import datetime
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
 import pybreaker
 
+from domain.failures import DependencyDown
 from workers.gateways.gateway import (
     Charge,
+    ChargeUnderWay,
     ChargeUnknown,
     GatewayRefused,
     GatewayUnavailable,
@@ -128,9 +132,11 @@ class GuardedGateway:
                 self._unknown_probe = key
             raise
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:
         """See PaymentGateway."""
-        return await self._looked_up(key, self._gateway.find_refund)
+        return await self._looked_up(
+            key, functools.partial(self._gateway.find_refund, charge_reference=charge_reference)
+        )
 
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway."""
@@ -160,16 +166,15 @@ class GuardedGateway:
         admitted = self._breaker.state
         try:
             result = await call()
-        except GatewayRefused:
+        except (GatewayRefused, ChargeUnderWay):
             self._record(admitted, _answered)
             self._report("success")
             raise
-        except Exception:
-            self._record(admitted, _failed)
-            self._report("failure")
-            raise
-        except BaseException:
-            if admitted.name == pybreaker.STATE_HALF_OPEN:
+        except BaseException as error:
+            if _tells_of_the_gateway(error):
+                self._record(admitted, _failed)
+                self._report("failure")
+            elif admitted.name == pybreaker.STATE_HALF_OPEN:
                 self._breaker.open()
             raise
         self._record(admitted, _answered)
@@ -202,6 +207,11 @@ class GuardedGateway:
             self._opened_at = self._clock()
         if self._on_transition is not None:
             self._on_transition(old, new)
+
+
+def _tells_of_the_gateway(error: BaseException) -> bool:
+    is_elsewhere = isinstance(error, DependencyDown) and not isinstance(error, GatewayUnavailable)
+    return isinstance(error, Exception) and not is_elsewhere
 
 
 class _GatewayFailed(Exception):

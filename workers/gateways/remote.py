@@ -109,7 +109,7 @@ class HttpGateway:
             raise ChargeUnknown("the answer is about another refund")
         return refund
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:  # noqa: ARG002 - the key says it
         """See PaymentGateway."""
         try:
             return _read_refund(await self._exchange("GET", f"/refunds/{quote(key, safe='')}", key), key)

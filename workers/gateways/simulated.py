@@ -71,7 +71,7 @@ class SimulatedGateway:
         self._answer()
         return refund
 
-    async def find_refund(self, key: str) -> Refund | None:
+    async def find_refund(self, key: str, *, charge_reference: str) -> Refund | None:  # noqa: ARG002 - the key says it
         """See PaymentGateway."""
         await self._reach()
         return self._book.find_refund(key)

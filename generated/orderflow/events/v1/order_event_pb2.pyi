@@ -53,7 +53,7 @@ ORDER_EVENT_TYPE_NOTIFICATION_SENT: OrderEventType
 ORDER_EVENT_TYPE_NOTIFICATION_FAILED: OrderEventType
 
 class OrderEvent(_message.Message):
-    __slots__ = ("event_id", "type", "order", "revision", "occur_time", "metadata", "command", "order_created", "order_rejected", "order_paid", "payment_failed", "payment_refunded", "notification_sent", "notification_failed", "order_shipped", "order_cancelled", "order_cancel_requested", "order_ship_requested", "order_complete_requested", "order_expiry_requested", "order_refund_requested")
+    __slots__ = ("event_id", "type", "order", "revision", "occur_time", "metadata", "command", "order_created", "order_rejected", "order_paid", "payment_failed", "payment_refunded", "notification_sent", "notification_failed", "order_shipped", "order_cancelled", "order_cancel_requested", "order_ship_requested", "order_complete_requested", "order_expiry_requested", "order_refund_requested", "payment_reported")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class OrderEvent(_message.Message):
     ORDER_COMPLETE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     ORDER_EXPIRY_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     ORDER_REFUND_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_REPORTED_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     type: OrderEventType
     order: _order_pb2.Order
@@ -96,7 +97,8 @@ class OrderEvent(_message.Message):
     order_complete_requested: OrderCompleteRequestedDetails
     order_expiry_requested: OrderExpiryRequestedDetails
     order_refund_requested: OrderRefundRequestedDetails
-    def __init__(self, event_id: _Optional[str] = ..., type: _Optional[_Union[OrderEventType, str]] = ..., order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., revision: _Optional[int] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Union[EventMetadata, _Mapping]] = ..., command: _Optional[_Union[CommandTerms, _Mapping]] = ..., order_created: _Optional[_Union[OrderCreatedDetails, _Mapping]] = ..., order_rejected: _Optional[_Union[OrderRejectedDetails, _Mapping]] = ..., order_paid: _Optional[_Union[OrderPaidDetails, _Mapping]] = ..., payment_failed: _Optional[_Union[PaymentFailedDetails, _Mapping]] = ..., payment_refunded: _Optional[_Union[PaymentRefundedDetails, _Mapping]] = ..., notification_sent: _Optional[_Union[NotificationSentDetails, _Mapping]] = ..., notification_failed: _Optional[_Union[NotificationFailedDetails, _Mapping]] = ..., order_shipped: _Optional[_Union[OrderShippedDetails, _Mapping]] = ..., order_cancelled: _Optional[_Union[OrderCancelledDetails, _Mapping]] = ..., order_cancel_requested: _Optional[_Union[OrderCancelRequestedDetails, _Mapping]] = ..., order_ship_requested: _Optional[_Union[OrderShipRequestedDetails, _Mapping]] = ..., order_complete_requested: _Optional[_Union[OrderCompleteRequestedDetails, _Mapping]] = ..., order_expiry_requested: _Optional[_Union[OrderExpiryRequestedDetails, _Mapping]] = ..., order_refund_requested: _Optional[_Union[OrderRefundRequestedDetails, _Mapping]] = ...) -> None: ...
+    payment_reported: PaymentReportedDetails
+    def __init__(self, event_id: _Optional[str] = ..., type: _Optional[_Union[OrderEventType, str]] = ..., order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., revision: _Optional[int] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Union[EventMetadata, _Mapping]] = ..., command: _Optional[_Union[CommandTerms, _Mapping]] = ..., order_created: _Optional[_Union[OrderCreatedDetails, _Mapping]] = ..., order_rejected: _Optional[_Union[OrderRejectedDetails, _Mapping]] = ..., order_paid: _Optional[_Union[OrderPaidDetails, _Mapping]] = ..., payment_failed: _Optional[_Union[PaymentFailedDetails, _Mapping]] = ..., payment_refunded: _Optional[_Union[PaymentRefundedDetails, _Mapping]] = ..., notification_sent: _Optional[_Union[NotificationSentDetails, _Mapping]] = ..., notification_failed: _Optional[_Union[NotificationFailedDetails, _Mapping]] = ..., order_shipped: _Optional[_Union[OrderShippedDetails, _Mapping]] = ..., order_cancelled: _Optional[_Union[OrderCancelledDetails, _Mapping]] = ..., order_cancel_requested: _Optional[_Union[OrderCancelRequestedDetails, _Mapping]] = ..., order_ship_requested: _Optional[_Union[OrderShipRequestedDetails, _Mapping]] = ..., order_complete_requested: _Optional[_Union[OrderCompleteRequestedDetails, _Mapping]] = ..., order_expiry_requested: _Optional[_Union[OrderExpiryRequestedDetails, _Mapping]] = ..., order_refund_requested: _Optional[_Union[OrderRefundRequestedDetails, _Mapping]] = ..., payment_reported: _Optional[_Union[PaymentReportedDetails, _Mapping]] = ...) -> None: ...
 
 class EventMetadata(_message.Message):
     __slots__ = ("correlation_id", "causation_id", "source", "attempt", "caller")
@@ -211,6 +213,12 @@ class OrderRefundRequestedDetails(_message.Message):
     amount: _order_pb2.Money
     reason: str
     def __init__(self, amount: _Optional[_Union[_order_pb2.Money, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PaymentReportedDetails(_message.Message):
+    __slots__ = ("report_id",)
+    REPORT_ID_FIELD_NUMBER: _ClassVar[int]
+    report_id: str
+    def __init__(self, report_id: _Optional[str] = ...) -> None: ...
 
 class NotificationSentDetails(_message.Message):
     __slots__ = ("channel", "notified_type", "provider_message_id", "template")
