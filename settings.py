@@ -441,6 +441,43 @@ class NotificationSettings(Section):
         return _listed(self.sms_events)
 
 
+class RetentionSettings(Section):
+    """What `orderflow db purge` keeps, by table."""
+
+    model_config = _section("RETENTION_")
+
+    orders_days: int = pydantic.Field(
+        365, ge=1, description="Settled orders, with their view and history, after their last change."
+    )
+    order_events_days: int = pydantic.Field(
+        365, ge=1, description="The history of orders that are settled and kept: events, commands and notifications."
+    )
+    outcomes_days: int = pydantic.Field(
+        45, ge=1, description="What was decided for each record, so that a repeat leads to the same."
+    )
+    command_answers_days: int = pydantic.Field(
+        45, ge=1, description="Answers to commands, for calls that are repeated. They need their outcomes."
+    )
+    notification_intents_days: int = pydantic.Field(
+        45, ge=1, description="Which messages were about to be sent. Longer than ORDERFLOW_NOTIFICATION_MAX_AGE_HOURS."
+    )
+    dead_letters_days: int = pydantic.Field(
+        90, ge=1, description="Dead letters, after they were replayed or discarded. Open ones are always kept."
+    )
+    projection_failures_days: int = pydantic.Field(90, ge=1, description="Records that the projector could not read.")
+    replay_plans_days: int = pydantic.Field(90, ge=1, description="Plans of replays, applied or not.")
+    replay_claims_days: int = pydantic.Field(45, ge=1, description="Which copy of a replay counted.")
+    erasures_days: int = pydantic.Field(
+        180, ge=1, description="Erasures of users. Longer than the topics, one after the other, can hold a record."
+    )
+
+    @property
+    def days(self) -> dict[str, int]:
+        """How long the rows of each table are kept, by its name."""
+        days = {name.removesuffix("_days"): int(getattr(self, name)) for name in type(self).model_fields}
+        return days | {"order_views": self.orders_days, "erased_records": self.erasures_days}
+
+
 class LogSettings(Section):
     """Logs."""
 
@@ -470,6 +507,7 @@ class Settings(pydantic.BaseModel):
     email: EmailSettings
     sms: SmsSettings
     notification: NotificationSettings
+    retention: RetentionSettings
     log: LogSettings
 
 

@@ -4,7 +4,7 @@ import importlib.metadata
 
 import typer
 
-from cli import db, dev, dlq, order, reconcile, run, stock, topics
+from cli import db, dev, dlq, order, privacy, reconcile, run, stock, topics
 from cli.output import fail_on_error
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(db.app, name="db")
 app.add_typer(stock.app, name="stock")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(dev.app, name="dev")
 app.command("reconcile")(reconcile.reconcile)
 

@@ -45,9 +45,10 @@ def _told(error: Exception) -> str | None:
     from domain.failures import DependencyDown, Permanent
     from messaging.topic_admin import TopicAdminError
     from settings import SettingsError
+    from storage.eraser import WritersOpenError
     from storage.migrate import MigrationError
 
-    if isinstance(error, SettingsError | MigrationError | TopicAdminError | DevstackError):
+    if isinstance(error, SettingsError | MigrationError | TopicAdminError | DevstackError | WritersOpenError):
         return str(error)
     if isinstance(error, KafkaError):
         return f"Kafka (ORDERFLOW_KAFKA_BOOTSTRAP): {error!r}"

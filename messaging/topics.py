@@ -14,6 +14,10 @@ HEADER_ROOM: Final = 64 * 1024
 """What a retry topic takes beyond its sources, and dlq beyond those, for the headers that say where a record was."""
 
 
+SEGMENT: Final = datetime.timedelta(days=1)
+"""How much longer than its topic's retention Kafka may keep a record."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Topic:
     """A topic as `orderflow topics apply` creates it."""
@@ -30,6 +34,8 @@ class Topic:
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(int(self.retention.total_seconds() * 1000)),
+            # Kafka forgets whole segments, so a record may be kept for so much longer than the retention.
+            "segment.ms": str(int(SEGMENT.total_seconds() * 1000)),
             "max.message.bytes": str(self.max_message_bytes),
             # The broker's own time where something is due by it, so that no writer can forge it.
             "message.timestamp.type": "CreateTime" if self.delay is None else "LogAppendTime",
@@ -66,6 +72,17 @@ def retry_topics(group: str, delays: Sequence[int]) -> tuple[Topic, ...]:
 def all_topics(delays: Sequence[int]) -> tuple[Topic, ...]:
     """Returns every topic of the system: ALL, and the retry topics of every group."""
     return ALL + tuple(topic for group in GROUPS for topic in retry_topics(group, delays))
+
+
+def longest_kept(delays: Sequence[int]) -> datetime.timedelta:
+    """Returns how long a record may stand on the topic that keeps it longest."""
+    return max(topic.retention for topic in all_topics(delays)) + SEGMENT
+
+
+def longest_way(delays: Sequence[int]) -> datetime.timedelta:
+    """Returns how long the bytes of a record may be on one topic after the other: its own, retry topics and `dlq`."""
+    way = (ORDERS, *retry_topics(GROUPS[0], delays), DEAD_LETTERS)
+    return sum((topic.retention + SEGMENT for topic in way), datetime.timedelta())
 
 
 _ELSEWHERE: Final = {

@@ -280,6 +280,11 @@ def order_not_found(*, outcome: str = "") -> CallError:
     return CallError(grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND", "there is no such order", outcome=outcome)
 
 
+def order_purged() -> CallError:
+    """Returns NOT_FOUND: there was such an order."""
+    return CallError(grpc.StatusCode.NOT_FOUND, "ORDER_PURGED", "the order was purged: it was settled long ago")
+
+
 def not_there_yet() -> CallError:
     """Returns UNAVAILABLE: the read model did not reach the token's revision within the deadline."""
     return CallError(

@@ -45,6 +45,7 @@ MAX_ORDER_BYTES: Final = MAX_MESSAGE_BYTES // 2
 """Largest CreateOrderRequest: what each event of its order adds fits into the other half of a record."""
 
 _LOOKUP_BREAK_SECONDS: Final = 2.0
+_LONG_AGO: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _AT_ONCE: Final = 25
 """Orders of a batch that are worked on before other calls get their turn: a few milliseconds."""
 
@@ -124,7 +125,8 @@ class OrderIntake:
             intake.result = errors.request_id_reused()
             return
         if known is not None:
-            intake.result = _as_if(known.order) if request.validate_only else _created(known.order)
+            order = _purged(request, known.order) if known.is_purged else known.order
+            intake.result = _as_if(order) if request.validate_only else _created(order)
             return
         order_id = "" if request.validate_only else order_id_for(caller, request.request_id, intake.fingerprint)
         order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._settings.time_to_pay)
@@ -238,6 +240,15 @@ def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
 
 def _created(order: Order) -> CreateOrderResponse:
     return CreateOrderResponse(order=order, consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+
+
+def _purged(request: CreateOrderRequest, left: Order) -> Order:
+    """Returns an order that was purged: what the same request says of it again, and what is left of it."""
+    order = new_order(request, order_id=left.order_id, now=_LONG_AGO, time_to_pay=datetime.timedelta())
+    for unknown in ("create_time", "update_time", "expire_time", "payment_status", "status", "revision", "etag"):
+        order.ClearField(unknown)
+    order.MergeFrom(left)
+    return order
 
 
 def _as_if(order: Order) -> CreateOrderResponse:

@@ -127,16 +127,20 @@ class OrderQueries:
         """Returns the orders that the caller may see, once each has the revision wanted; 0 is any.
 
         Raises:
-            CallError: one for which no revision is wanted is not there.
+            CallError: one for which no revision is wanted is not there, or one was purged.
         """
         seen: dict[str, OrderView] = {}
         pause = _FIRST_LOOK_SECONDS
         while True:
             found = await self._views.get_many([order_id for order_id in wanted if order_id not in seen])
+            if any(view.is_purged and calls.may_see(context, view.caller) for view in found.values()):
+                raise errors.order_purged()
             seen |= {
                 order_id: view
                 for order_id, view in found.items()
-                if calls.may_see(context, view.caller) and view.order.revision >= wanted[order_id]
+                if calls.may_see(context, view.caller)
+                and view.order.revision >= wanted[order_id]
+                and not view.is_purged
             }
             missing = next((order_id for order_id in wanted if order_id not in seen), None)
             if missing is None:

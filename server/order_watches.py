@@ -116,6 +116,8 @@ class OrderWatches:
                     watcher.woken.clear()
                     view = await self._views.look(order_id)
                     if view is not None and calls.may_see(context, view.caller):
+                        if view.is_purged:
+                            raise errors.order_purged()
                         return view
                     if not waits:
                         raise errors.order_not_found()

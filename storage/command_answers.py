@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from domain import erasure
 from domain.commands import CommandRefused
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
@@ -76,5 +77,8 @@ def _result(row: "asyncpg.Record") -> Order | CommandRefused:
     if row["refusal"]:
         return CommandRefused(row["refusal"], row["refused_status"])
     if row["events"]:
-        return OrderEvent.FromString(row["events"][-1]).order
+        order = OrderEvent.FromString(row["events"][-1]).order
+        if row["content"] is not None:
+            erasure.restore(order, Order.FromString(row["content"]))
+        return order
     return order_rows.order_of(row)

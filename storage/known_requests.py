@@ -2,18 +2,27 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from domain.orders import etag_of
 from orderflow.orders.v1.order_pb2 import Order
 from storage import order_rows
 from storage.database import Database
 
+if TYPE_CHECKING:
+    import asyncpg
+
 
 @dataclasses.dataclass(frozen=True)
 class KnownRequest:
-    """A request_id that was used before, and the order that it became, as its row has it."""
+    """A request_id that was used before, and the order that it became, as its row has it.
+
+    Of an order that was purged there are but id, status and revision.
+    """
 
     order: Order
     fingerprint: bytes
+    is_purged: bool = False
 
 
 class KnownRequests:
@@ -31,10 +40,22 @@ class KnownRequests:
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"select request_id, fingerprint, {order_rows.COLUMNS}"  # noqa: S608 - a constant
-                " from order_requests join orders using (order_id)"
-                " where order_requests.caller = $1 and request_id = any($2::text[])",
+                "select request_id, fingerprint, order_requests.order_id as known_id, purged_status, purged_revision,"  # noqa: S608
+                f" {order_rows.COLUMNS} from order_requests"
+                " left join orders on orders.order_id = order_requests.order_id"
+                " left join (select order_id as purged_id, status as purged_status, revision as purged_revision"
+                " from order_tombstones) as purged on purged_id = order_requests.order_id"
+                " where order_requests.caller = $1 and request_id = any($2::text[])"
+                " and (content is not null or purged_status is not null)",
                 caller,
                 request_ids,
             )
-        return {row["request_id"]: KnownRequest(order_rows.order_of(row), row["fingerprint"]) for row in rows}
+        return {row["request_id"]: _known(row) for row in rows}
+
+
+def _known(row: "asyncpg.Record") -> KnownRequest:
+    if row["content"] is not None:
+        return KnownRequest(order_rows.order_of(row), row["fingerprint"])
+    order_id, revision = str(row["known_id"]), row["purged_revision"]
+    order = Order(order_id=order_id, status=row["purged_status"], revision=revision, etag=etag_of(order_id, revision))
+    return KnownRequest(order, row["fingerprint"], is_purged=True)

@@ -62,6 +62,16 @@ async def pending(settings: DatabaseSettings) -> list[Migration]:
         await connection.close(timeout=5)
 
 
+async def require_none_pending(settings: DatabaseSettings) -> None:
+    """Checks that the database is this version's.
+
+    Raises:
+        MigrationError: it is not.
+    """
+    if await pending(settings):
+        raise MigrationError("migrations are pending: run `orderflow db migrate` first")
+
+
 async def migrate(settings: DatabaseSettings) -> list[Migration]:
     """Applies what is pending, one process at a time. Returns what it applied.
 

@@ -12,7 +12,7 @@ from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.orders.v1.order_pb2 import Order, PaymentStatus
-from storage import command_answers, order_rows, outcomes, stock
+from storage import command_answers, forgotten, order_rows, outcomes, stock
 from storage.database import Database
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class OrderCommands:
         found = await order_rows.find_owned(connection, command.order.order_id)
         if found is None:
             # On the topic it stands behind its order's ORDER_CREATED, so that is parked, or there is none.
-            if not is_last:
+            if not is_last and not await forgotten.is_purged(connection, command.order.order_id):
                 raise Transient("ORDER_UNKNOWN", "the order has no row")
             raise CommandRefused("ORDER_NOT_FOUND")
         order, owner = found

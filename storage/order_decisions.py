@@ -8,7 +8,7 @@ from domain import events
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderRejectedDetails
 from orderflow.orders.v1.order_pb2 import LineItem, Order, PaymentStatus
-from storage import order_rows, outcomes, stock
+from storage import forgotten, order_rows, outcomes, stock
 from storage.database import Database
 from storage.gathering import Gathering
 from storage.outcomes import StoredOutcome
@@ -84,7 +84,7 @@ class OrderDecisions:
 
 
 async def _insert_rows(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[str, Delivery]:
-    """Inserts the orders that have no row yet. Returns their deliveries, by order id."""
+    """Inserts the orders that have no row yet, and had none before. Returns their deliveries, by order id."""
     first: dict[str, Delivery] = {}
     for delivery in deliveries:
         first.setdefault(delivery.event.order.order_id, delivery)
@@ -93,7 +93,13 @@ async def _insert_rows(connection: "Connection", deliveries: Sequence[Delivery])
         [delivery.event.order for delivery in first.values()],
         callers=[delivery.event.order_created.caller for delivery in first.values()],
     )
-    return {order_id: delivery for order_id, delivery in first.items() if order_id in inserted}
+    new = {order_id: delivery for order_id, delivery in first.items() if order_id in inserted}
+    known = await forgotten.look(connection, [delivery.event.order for delivery in new.values()])
+    if known.purged:
+        await order_rows.delete_all(connection, known.purged)
+    if known.erased:
+        await order_rows.clear_all(connection, known.erased, list(new.keys() - known.purged))
+    return {order_id: delivery for order_id, delivery in new.items() if order_id not in known.purged}
 
 
 async def _refusals(connection: "Connection", new: Sequence[Delivery]) -> dict[str, OrderRejectedDetails]:

@@ -1,15 +1,17 @@
 """The row that decides an order, and the order that it stands for."""
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from domain.erasure import Erasure
 from domain.lifecycle import TRANSITIONS, sources_of
 from domain.orders import etag_of
 from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
+from storage import erasures
 
 if TYPE_CHECKING:
     from storage.database import Connection
@@ -77,6 +79,36 @@ async def insert_all(connection: "Connection", orders: Sequence[Order], *, calle
         [order.update_time.ToDatetime(datetime.UTC) for order in orders],
     )
     return {str(row["order_id"]) for row in rows}
+
+
+async def delete_all(connection: "Connection", order_ids: Collection[str]) -> None:
+    """Deletes the rows of orders."""
+    await connection.execute("delete from orders where order_id = any($1::uuid[])", list(order_ids))
+
+
+async def as_placed(connection: "Connection", order_ids: Collection[str]) -> dict[str, Order]:
+    """Returns the orders as they were at revision 1, by their ids: those that have a row."""
+    rows = await connection.fetch(
+        "select order_id, content from orders where order_id = any($1::uuid[])", list(order_ids)
+    )
+    return {str(row["order_id"]): Order.FromString(row["content"]) for row in rows}
+
+
+async def clear_all(connection: "Connection", found: Mapping[str, Erasure], order_ids: Collection[str]) -> int:
+    """Clears the contact data of those of the orders that an erasure covers, by user. Returns how many had any."""
+    rows = await connection.fetch(
+        "select order_id, content from orders where order_id = any($1::uuid[])"
+        " order by order_id for no key update",  # one lock order everywhere
+        list(order_ids),
+    )
+    cleared = []
+    for row in rows:
+        order = Order.FromString(row["content"])
+        if erasures.clear(found, [order]):
+            cleared.append((row["order_id"], order.SerializeToString()))
+    if cleared:
+        await connection.executemany("update orders set content = $2 where order_id = $1", cleared)
+    return len(cleared)
 
 
 async def find(connection: "Connection", order_id: str, *, lock: bool = False) -> Order | None:

@@ -23,10 +23,14 @@ _PAYMENT_UNKNOWN: Final = (
 
 @dataclasses.dataclass(frozen=True)
 class OrderView:
-    """An order as the read model has it, and who placed it."""
+    """An order as the read model has it, and who placed it.
+
+    Of an order that was purged there are but id, status and revision.
+    """
 
     order: Order
     caller: str
+    is_purged: bool = False
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -67,18 +71,22 @@ class OrderViews:
         return (await self.get_many([order_id])).get(order_id)
 
     async def get_many(self, order_ids: Collection[str]) -> dict[str, OrderView]:
-        """Returns those of the orders that the read model has (so far).
+        """Returns those of the orders that the read model has (so far), or had until they were purged.
 
         Raises:
             DependencyDown: PostgreSQL is away.
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"select caller, snapshot, {_PAYMENT_UNKNOWN} as payment_unknown"  # noqa: S608 - a constant
-                " from order_views where order_id = any($1::uuid[])",
+                f"select caller, snapshot, {_PAYMENT_UNKNOWN} as payment_unknown,"  # noqa: S608 - a constant
+                " null::uuid as purged_id, null::smallint as status, null::bigint as revision"
+                " from order_views where order_id = any($1::uuid[])"
+                " union all"
+                " select caller, null, false, order_id, status, revision"
+                " from order_tombstones where order_id = any($1::uuid[])",
                 order_ids,
             )
-        views = [_view(row) for row in rows]
+        views = [_view(row) if row["purged_id"] is None else _tombstone(row) for row in rows]
         return {view.order.order_id: view for view in views}
 
     async def page(self, which: ListFilter, *, size: int) -> list[tuple[ListPosition, OrderView]]:
@@ -145,3 +153,8 @@ def _view(row: asyncpg.Record) -> OrderView:
     if row["payment_unknown"]:
         order.payment_status = PaymentStatus.PAYMENT_STATUS_UNKNOWN
     return OrderView(order, row["caller"])
+
+
+def _tombstone(row: asyncpg.Record) -> OrderView:
+    order = Order(order_id=str(row["purged_id"]), status=row["status"], revision=row["revision"])
+    return OrderView(order, row["caller"], is_purged=True)

@@ -1,4 +1,8 @@
-"""Outcomes: what was emitted for every record, stored in the transaction that decided it (semantics 12 to 14)."""
+"""Outcomes: what was emitted for every record, stored in the transaction that decided it (semantics 12 to 14).
+
+They do not keep who their orders are for, so that there is nothing to erase in them (semantics 35). A replay takes that
+from the order's row, which it is erased from: so it emits the same event again, or the same without contact data.
+"""
 
 import dataclasses
 import itertools
@@ -7,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from domain import erasure
 from domain.records import Coordinates, Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
+from orderflow.orders.v1.order_pb2 import Order
 from storage.database import Database
 from telemetry import logs
 
@@ -36,10 +42,14 @@ class Settled:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredOutcome:
-    """An outcome, and where the record stands that it was stored for. `events` are serialized."""
+    """An outcome, and where the record stands that it was stored for. `events` are serialized, without who for.
+
+    `content` is the order's, serialized, as its row has it; None where it has no row.
+    """
 
     coordinates: Coordinates
     events: Sequence[bytes]
+    content: bytes | None = None
 
 
 class _StoredMeanwhileError(Exception):
@@ -52,14 +62,21 @@ def obey(stored: StoredOutcome, delivery: Delivery) -> list[OrderEvent]:
         log.info("order.duplicate_skipped")
         return []
     log.info("order.replayed")
-    return [OrderEvent.FromString(event) for event in stored.events]
+    # Without a row it is an order that only somebody else's decision has not reached yet: the record itself tells.
+    order = delivery.event.order if stored.content is None else Order.FromString(stored.content)
+    events = [OrderEvent.FromString(event) for event in stored.events]
+    for event in events:
+        erasure.restore(event.order, order)
+    return events
 
 
 async def obeyed(connection: "Connection", delivery: Delivery) -> list[OrderEvent] | None:
     """Returns what the record's stored outcome says to emit. None: none is stored."""
     row = await connection.fetchrow(
-        "select topic, partition, record_offset, events from outcomes where group_name = $1 and event_id = $2",
+        "select topic, partition, record_offset, events, (select content from orders where order_id = $3) as content"
+        " from outcomes where group_name = $1 and event_id = $2",
         *_key(delivery),
+        delivery.event.order.order_id,
     )
     return obey(_stored(row), delivery) if row else None
 
@@ -69,7 +86,12 @@ def _key(delivery: Delivery) -> tuple[str, str]:
 
 
 def _stored(row: asyncpg.Record) -> StoredOutcome:
-    return StoredOutcome(Coordinates(row["topic"], row["partition"], row["record_offset"]), row["events"])
+    at = Coordinates(row["topic"], row["partition"], row["record_offset"])
+    return StoredOutcome(at, row["events"], row["content"])
+
+
+def _kept(coordinates: Coordinates, events: Sequence[OrderEvent]) -> StoredOutcome:
+    return StoredOutcome(coordinates, [erasure.impersonal(event).SerializeToString() for event in events])
 
 
 async def store(connection: "Connection", delivery: Delivery, events: Sequence[OrderEvent]) -> None:
@@ -78,16 +100,15 @@ async def store(connection: "Connection", delivery: Delivery, events: Sequence[O
     Raises:
         _StoredMeanwhileError: there is one; only inside `decide`, which then obeys it.
     """
-    outcome = StoredOutcome(delivery.coordinates, [event.SerializeToString() for event in events])
-    await _store(connection, [delivery], [outcome])
+    await _store(connection, [delivery], [_kept(delivery.coordinates, events)])
 
 
 async def _store(connection: "Connection", deliveries: Sequence[Delivery], stored: Sequence[StoredOutcome]) -> None:
     # PostgreSQL has no arrays of arrays of different lengths: all events stand in one, each outcome has a slice of it.
     ends = list(itertools.accumulate(len(each.events) for each in stored))
     inserted = await connection.execute(
-        "insert into outcomes (group_name, event_id, topic, partition, record_offset, events)"
-        " select group_name, event_id, topic, partition, record_offset, ($8::bytea[])[first:last]"
+        "insert into outcomes (group_name, event_id, topic, partition, record_offset, events, holds_contact)"
+        " select group_name, event_id, topic, partition, record_offset, ($8::bytea[])[first:last], false"
         " from unnest($1::text[], $2::uuid[], $3::text[], $4::integer[], $5::bigint[], $6::integer[], $7::integer[])"
         " as decided (group_name, event_id, topic, partition, record_offset, first, last)"
         " order by group_name, event_id"  # one lock order everywhere
@@ -167,17 +188,18 @@ async def _decided(
     events = await decision(connection, list(fresh.values()))
     decided = dict(zip(fresh, events, strict=True))
     for key, each in fresh.items():
-        stored[key] = StoredOutcome(each.coordinates, [event.SerializeToString() for event in decided[key]])
+        stored[key] = _kept(each.coordinates, decided[key])
     await _store(connection, list(fresh.values()), [stored[key] for key in fresh])
     return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
 
 
 async def _find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:
     rows = await connection.fetch(
-        "select group_name, event_id, topic, partition, record_offset, events"
-        " from unnest($1::text[], $2::uuid[]) as asked (group_name, event_id)"
-        " join outcomes using (group_name, event_id)",
+        "select group_name, event_id, topic, partition, record_offset, events, content"
+        " from unnest($1::text[], $2::uuid[], $3::uuid[]) as asked (group_name, event_id, asked_order)"
+        " join outcomes using (group_name, event_id) left join orders on orders.order_id = asked_order",
         [each.group for each in deliveries],
         [each.event.event_id for each in deliveries],
+        [each.event.order.order_id for each in deliveries],
     )
     return {(row["group_name"], str(row["event_id"])): _stored(row) for row in rows}

@@ -10,7 +10,7 @@ from domain.failures import Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
-from storage import order_rows, outcomes, stock
+from storage import forgotten, order_rows, outcomes, stock
 from storage.database import Database
 from storage.outcomes import Settled
 
@@ -56,9 +56,9 @@ class PaymentDecisions:
             if decided is not None:
                 return Settled(decided)
             order = await order_rows.find(connection, order_id, lock=True)
-            if order is None:
+            if order is None and not await forgotten.is_purged(connection, order_id):
                 raise Transient("ORDER_UNKNOWN", "the order has no row")
-            if order.status == OrderStatus.ORDER_STATUS_PROCESSING:
+            if order is not None and order.status == OrderStatus.ORDER_STATUS_PROCESSING:
                 return await self._intend(connection, order)
         return Settled(await outcomes.decide(self._database, delivery, _nothing))
 

@@ -1,15 +1,19 @@
-"""The read model as the projector writes it: each batch of a partition in one transaction with the position."""
+"""The read model as the projector writes it: each batch of a partition in one transaction with the position.
+
+Nothing is brought back while the topics still have it: what comes of an order that was purged is left out, and the
+contact data of erased users (semantics 34 and 35).
+"""
 
 import datetime
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from domain.letters import order_id_of
 from domain.projection import PositionMoved, ProjectionBatch
 from domain.records import Coordinates
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from orderflow.events.v1.order_event_pb2 import OrderEvent
-from storage import order_notices
+from storage import erased_letters, erasures, forgotten, order_notices
 from storage.database import Database
 
 if TYPE_CHECKING:
@@ -72,13 +76,17 @@ class Projection:
             )
             if not moved:
                 raise PositionMoved
-            await _write_history(connection, batch.events)
-            await _write_views(connection, [event for _, event in batch.events if event.revision > 0])
+            known = await forgotten.look(connection, [event.order for _, event in batch.events])
+            events = [(at, event) for at, event in batch.events if event.order.order_id not in known.purged]
+            erased = erasures.clear(known.erased, [event.order for _, event in events])
+            await erased_letters.clear_arriving(connection, batch)
+            await _write_history(connection, events)
+            await _write_views(connection, [event for _, event in events if event.revision > 0])
             await _write_dead_letters(connection, batch.dead_letters)
             await _write_failures(connection, batch.failures)
-            await order_notices.notify(
-                connection, (event.order.order_id for _, event in batch.events if event.revision > 0)
-            )
+            if erased:  # what was projected of them before the erasure, and was not known to be theirs
+                await erasures.clear_history(connection, known.erased, [order.order_id for order in erased])
+            await order_notices.notify(connection, (event.order.order_id for _, event in events if event.revision > 0))
 
 
 async def _write_history(connection: "Connection", events: Sequence[tuple[Coordinates, OrderEvent]]) -> None:
@@ -134,7 +142,7 @@ async def _write_dead_letters(connection: "Connection", letters: Sequence[tuple[
                     at.offset,
                     letter.group[:_KEY],
                     letter.error_class[:_KEY],
-                    _order_id(letter),
+                    order_id_of(letter),
                     letter.SerializeToString(),
                     _failure_time(letter),
                 )
@@ -147,14 +155,6 @@ def _failure_time(letter: DeadLetter) -> datetime.datetime | None:
     """Returns when the record failed first; None if what the header says is no time of ours."""
     told = letter.first_failure_time
     return told.ToDatetime(datetime.UTC) if 0 < told.seconds < _YEAR_10000 else None
-
-
-def _order_id(letter: DeadLetter) -> str | None:
-    """Returns the order that a dead letter is about; its key may be anything."""
-    try:
-        return str(uuid.UUID(letter.key.decode("ascii")))
-    except ValueError:
-        return None
 
 
 async def _write_failures(connection: "Connection", failures: Sequence[tuple[Coordinates, DeadLetter]]) -> None:

@@ -11,7 +11,7 @@ from domain.failures import Permanent, Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, PaymentRefundedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus
-from storage import command_answers, dead_letters, order_rows, outcomes
+from storage import command_answers, dead_letters, forgotten, order_rows, outcomes
 from storage.database import Database
 from storage.outcomes import Settled
 from storage.payment_decisions import book_capture
@@ -68,14 +68,15 @@ class RefundDecisions:
             if decided is not None:
                 return Settled(decided)
             order = await order_rows.find(connection, order_id)
+            key: str | None = None
             if order is None:
-                raise Transient("ORDER_UNKNOWN", "the order has no row")
-            if order.status != OrderStatus.ORDER_STATUS_CANCELLED:
+                if not await forgotten.is_purged(connection, order_id):
+                    raise Transient("ORDER_UNKNOWN", "the order has no row")
+            elif order.status != OrderStatus.ORDER_STATUS_CANCELLED:
                 raise Permanent("INVALID_EVENT", "the order is not cancelled")
-            # No intent is stored for a cancelled order: without one by now nothing was sent, and nothing will be.
-            key: str | None = await connection.fetchval(
-                "select idempotency_key from payments where order_id = $1", order_id
-            )
+            else:
+                # No intent is stored for a cancelled order: without one by now nothing was sent, and nothing will be.
+                key = await connection.fetchval("select idempotency_key from payments where order_id = $1", order_id)
         return Settled(await self._nothing(delivery)) if key is None else key
 
     async def closed(
@@ -120,9 +121,10 @@ class RefundDecisions:
                 decided = await outcomes.obeyed(connection, delivery)
                 if decided is not None:
                     return Settled(decided)
-                return await self._intend_asked(connection, delivery, is_last=is_last)
+                intent = await self._intend_asked(connection, delivery, is_last=is_last)
         except CommandRefused as refusal:
             return Settled(await self._nothing(delivery, refusal))
+        return intent or Settled(await self._nothing(delivery))
 
     async def due(
         self, delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
@@ -145,10 +147,18 @@ class RefundDecisions:
         except CommandRefused as refusal:
             return Settled(await self._nothing(delivery, refusal))
 
-    async def _intend_asked(self, connection: "Connection", delivery: Delivery, *, is_last: bool) -> RefundIntent:
+    async def _intend_asked(
+        self, connection: "Connection", delivery: Delivery, *, is_last: bool
+    ) -> RefundIntent | None:
+        """Returns the intent. None: this refund was made so long ago that its outcome was purged."""
         order, owner = await _order_of(connection, delivery, is_last=is_last)
         if (intent := await self._found(connection, delivery)) is not None:
             return intent  # whatever the order has become since, the refund may have been sent
+        state = await connection.fetchval("select state from refunds where event_id = $1", delivery.event.event_id)
+        if state == "done":
+            return None
+        if state is not None:
+            raise CommandRefused("REFUND_REFUSED", order.status)
         commands.check(delivery.event, order, owner=owner)
         asked = delivery.event.order_refund_requested
         wanted = asked.amount if asked.HasField("amount") else None
@@ -406,12 +416,12 @@ async def _order_of(connection: "Connection", delivery: Delivery, *, is_last: bo
     """Returns the order, its row locked, and who placed it.
 
     Raises:
-        CommandRefused: it has no row, and this is the last attempt.
+        CommandRefused: it was purged, or has no row, and this is the last attempt.
         Transient: it has none so far.
     """
     found = await order_rows.find_owned(connection, delivery.event.order.order_id)
     if found is None:
-        if not is_last:
+        if not is_last and not await forgotten.is_purged(connection, delivery.event.order.order_id):
             raise Transient("ORDER_UNKNOWN", "the order has no row")
         raise CommandRefused("ORDER_NOT_FOUND")
     return found

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import fault_points
 from domain import events
+from domain.erasure import UserErased
 from domain.failures import DependencyDown, Failure, Transient
 from domain.lifecycle import LIFECYCLE
 from domain.records import Delivery
@@ -34,7 +35,7 @@ class NotificationIntents(Protocol):
     """What the notification service intends and decides with. Every method raises DependencyDown."""
 
     async def intend(self, delivery: Delivery, *, message_id: str) -> Settled | bool:
-        """Stores the intent to send. False: a send may have happened already."""
+        """Stores the intent to send. False: a send may have happened already. Raises UserErased."""
         ...
 
     async def not_sent(self, delivery: Delivery) -> None:
@@ -96,7 +97,10 @@ class NotificationService:
         if self._now() - event.occur_time.ToDatetime(datetime.UTC) > self._max_age:
             return await self._failed(delivery, "TOO_OLD")
         message = self._renderer.render(event, self._which)
-        intent = await self._intents.intend(delivery, message_id=message.message_id)
+        try:
+            intent = await self._intents.intend(delivery, message_id=message.message_id)
+        except UserErased:
+            return await self._failed(delivery, "USER_ERASED")
         if isinstance(intent, Settled):
             return intent.events
         if intent is False:

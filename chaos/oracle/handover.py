@@ -10,6 +10,7 @@ from chaos.oracle.facts import Facts, Letter, Parked
 from chaos.oracle.folder import At, octets, seconds
 from chaos.oracle.violations import Violation
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
+from orderflow.orders.v1.order_pb2 import Order
 
 _SKEW: Final = 0.25
 """Seconds by which two clocks of one machine, read at different moments, may seem to disagree."""
@@ -37,6 +38,7 @@ def atomic(facts: Facts) -> Iterator[Violation]:
     for (group, event_id), row in outcomes.items():
         for text in row["events"]:
             event = OrderEvent.FromString(octets(text) or b"")
+            _add_who_for(facts, event.order)
             decided[event.event_id] = event.SerializeToString(deterministic=True)
             if event.event_id not in facts.copies:
                 yield Violation(
@@ -45,6 +47,16 @@ def atomic(facts: Facts) -> Iterator[Violation]:
                     {"order": event.order.order_id, "event": event.event_id, "cause": event_id},
                 )
     yield from _emitted(facts, decided)
+
+
+def _add_who_for(facts: Facts, order: Order) -> None:
+    """Adds what an outcome does not keep, from the order as it was placed: nothing of it ever changes."""
+    created = facts.created.get(order.order_id)
+    if created and not order.user_id:
+        placed = created[0].order
+        order.user_id, order.email, order.phone = placed.user_id, placed.email, placed.phone
+        order.external_reference = placed.external_reference
+        order.labels.update(placed.labels)
 
 
 def _emitted(facts: Facts, decided: dict[str, bytes]) -> Iterator[Violation]:

@@ -52,7 +52,12 @@ async def test_what_is_missing_is_made_as_the_catalogue_says(kafka: KafkaSetting
 
 
 async def test_a_changed_setting_is_told_and_set_back(kafka: KafkaSettings, admin: AIOKafkaAdminClient) -> None:
-    changed = {"retention.ms": "1000", "max.message.bytes": "1000", "cleanup.policy": "compact"}
+    changed = {
+        "retention.ms": "1000",
+        "segment.ms": "604800000",
+        "max.message.bytes": "1000",
+        "cleanup.policy": "compact",
+    }
     await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, NOTIFICATIONS.name, configs=changed)])
     drift: list[Drift] = []
     while len(drift) < len(changed):

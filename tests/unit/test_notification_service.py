@@ -5,6 +5,7 @@ from collections.abc import Sequence, Set
 
 import pytest
 
+from domain.erasure import UserErased
 from domain.failures import DependencyDown, Permanent, Transient
 from domain.lifecycle import LIFECYCLE
 from domain.records import Delivery
@@ -44,8 +45,11 @@ class Intents:
         self.message_id: str | None = None
         self.decided: list[OrderEvent] | None = None
         self.down: DependencyDown | None = None
+        self.user_is_erased = False
 
     async def intend(self, _: Delivery, *, message_id: str) -> Settled | bool:
+        if self.user_is_erased:
+            raise UserErased
         if self.decided is not None:
             return Settled(self.decided)
         is_first = self.message_id is None
@@ -152,6 +156,14 @@ async def test_an_old_event_is_not_told_any_more() -> None:
     assert len(await bench.handle()) == 1
     assert bench.failed_because() == "TOO_OLD"
     assert (bench.intents.decided or [])[0].notification_failed.template == ""
+    assert bench.channel.sent == []
+
+
+async def test_a_user_who_was_erased_is_not_told_any_more() -> None:
+    bench = Bench()
+    bench.intents.user_is_erased = True
+    assert len(await bench.handle()) == 1
+    assert bench.failed_because() == "USER_ERASED"
     assert bench.channel.sent == []
 
 

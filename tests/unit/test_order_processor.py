@@ -142,3 +142,11 @@ async def test_a_command_that_the_server_never_makes_is_refused_for_good() -> No
     with pytest.raises(Permanent, match="INVALID_COMMAND"):
         await order_processor.handle(a_delivery(event), decisions=Decisions(), order_commands=decided, attempts=9)
     assert decided.decided == []
+
+
+async def test_an_order_whose_user_was_erased_is_decided_as_any_other() -> None:
+    event = order_created()
+    event.order.ClearField("email")
+    decisions = Decisions()
+    await order_processor.handle(a_delivery(event), decisions=decisions, order_commands=Commands(), attempts=9)
+    assert [each.event for each in decisions.accepted] == [event]
