@@ -3,9 +3,13 @@
 import asyncio
 import collections
 import json
+import os
+import pathlib
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import httpx
 import pytest
 
 from devstack.ports import free_ports
@@ -15,6 +19,7 @@ from orderflow_client import CreateOrderResponse, OrdersClient, OrderStatus, Pay
 from tests.e2e import observer, orders
 from tests.gateways.process import put_faults
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ORDERS = 200
 REPORTED = 12
 DECLINED = "pm_card_chargeDeclinedInsufficientFunds"
@@ -208,3 +213,31 @@ async def test_cancelling_settles_a_charge_that_nobody_can_tell_of(system: Syste
 
     await observer.eventually(all_closed, within=30, what="5 cancelled PaymentIntents")
     assert executed(system, "charge", ids) == []
+
+
+async def test_what_stripe_lists_is_what_is_booked(system: System, client: OrdersClient) -> None:
+    [created] = await place(client, 1)
+    assert (await orders.settled(client, created)).status == OrderStatus.ORDER_STATUS_PAID
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "generated", "clients"))
+
+    async def differences() -> list[dict[str, Any]]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cli", "reconcile", "--since", "1h", "-o", "json"),
+            env={**os.environ, "PYTHONPATH": path, **system.environment(), "ORDERFLOW_RECONCILER_SETTLE_MINUTES": "0"},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            listed, _ = await process.communicate()
+        assert process.returncode in (0, 3)
+        found: list[dict[str, Any]] = json.loads(listed)
+        return found
+
+    assert await differences() == []
+    [charge] = executed(system, "charge", ids_of([created]))
+    intent = (await events_of(system, ids_of([created])))[-1].order_paid.gateway_reference
+    headers = {"Authorization": "Bearer sk_test_by_hand", "Idempotency-Key": "by hand"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{system.ports.gateway}", trust_env=False) as stripe:
+        refund = await stripe.post("/v1/refunds", data={"payment_intent": intent, "amount": "1"}, headers=headers)
+    assert refund.status_code == 200
+    [found] = await differences()
+    assert (found["kind"], found["order_id"]) == ("REFUND_NOT_BOOKED", charge["order_id"])
