@@ -5,7 +5,7 @@ import gzip
 import http.server
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -34,10 +34,10 @@ class Received:
         return f"{self.service}: {self.name} {self.attributes}"
 
 
-def _attributes(attributes: "list[KeyValue] | object") -> dict[str, str | int]:
+def _attributes(attributes: Iterable[KeyValue]) -> dict[str, str | int]:
     return {
         each.key: each.value.string_value if each.value.HasField("string_value") else each.value.int_value
-        for each in attributes  # type: ignore[attr-defined]
+        for each in attributes
     }
 
 
@@ -60,28 +60,31 @@ class Collector:
     def of_trace(self, trace_id: str) -> list[Received]:
         return [each for each in self.spans if each.trace_id == trace_id]
 
-    def tree(self, trace_id: str, root: str) -> list[str]:
-        """Returns the trace below the span `root` as indented lines, siblings by what they say.
-
-        A span whose parent is missing is a line without indentation: there must be none.
-        """
+    def below(self, trace_id: str, root: str) -> "list[Node]":
+        """Returns the trace below the span `root`, and beside it what has a parent that is not there: nothing must."""
         spans = self.of_trace(trace_id)
-        children = defaultdict(list)
         known = {root, *(each.span_id for each in spans)}
+        children: dict[str, list[Received]] = defaultdict(list)
         for each in spans:
             children[each.parent_id if each.parent_id in known else ""].append(each)
 
-        def below(parent: str, depth: int) -> list[list[str]]:
-            blocks = [
-                [
-                    f"{'  ' * depth}{describe(each)}",
-                    *(line for block in below(each.span_id, depth + 1) for line in block),
-                ]
-                for each in children[parent]
-            ]
-            return sorted(blocks)
+        def nodes(parent: str) -> list[Node]:
+            return [node(describe(each), *nodes(each.span_id)) for each in children[parent]]
 
-        return [line for block in [*below(root, 1), *below("", 0)] for line in block]
+        return [*nodes(root), *(node(f"without a parent: {text}", *below) for text, below in nodes(""))]
+
+
+Node = tuple[str, tuple["Node", ...]]
+"""A span and what is below it, siblings in the order of their texts."""
+
+
+def node(text: str, *below: Node) -> Node:
+    return text, tuple(sorted(below))
+
+
+def drawn(nodes: Iterable[Node], depth: int = 0) -> list[str]:
+    """Returns trees as indented lines, for a comparison that can be read when it fails."""
+    return [line for text, below in sorted(nodes) for line in ("  " * depth + text, *drawn(below, depth + 1))]
 
 
 def describe(span: Received) -> str:
