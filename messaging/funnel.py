@@ -18,26 +18,26 @@ _FIRST_SETTLED: Final = 3
 def acknowledged(record: OutgoingRecord) -> None:
     """Ends the record's span, and counts it and what it carries."""
     record.span.end()
-    metrics.SENT.labels("kafka", "send", record.topic.name).inc()
+    metrics.of(metrics.SENT, "kafka", "send", record.topic.name).inc()
     if record.event is not None:
         _count(record.event)
 
 
 def _count(event: OrderEvent) -> None:
-    metrics.ORDER_EVENTS.labels(envelope.type_name(event.type)).inc()
+    metrics.of(metrics.ORDER_EVENTS, envelope.type_name(event.type)).inc()
     if event.type not in LIFECYCLE:
         return
     status = _STATUSES.get(event.order.status, "UNSPECIFIED")
     if event.type == OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED:
         refunded = event.payment_refunded.amount
-        metrics.REFUNDED.labels(_currency(refunded)).inc(refunded.amount_minor)
+        metrics.of(metrics.REFUNDED, _currency(refunded)).inc(refunded.amount_minor)
         if event.order.status != OrderStatus.ORDER_STATUS_REFUNDED:
             return  # in part, or of a cancelled order: it stays what it was
-    metrics.ORDERS.labels(status).inc()
-    metrics.AMOUNTS.labels(status, _currency(event.order.total)).inc(event.order.total.amount_minor)
+    metrics.of(metrics.ORDERS, status).inc()
+    metrics.of(metrics.AMOUNTS, status, _currency(event.order.total)).inc(event.order.total.amount_minor)
     if event.order.status in SETTLED and event.revision <= _FIRST_SETTLED:
         seconds = event.occur_time.ToNanoseconds() - event.order.create_time.ToNanoseconds()
-        metrics.SETTLING.labels(status).observe(max(seconds, 0) / 1e9)
+        metrics.of(metrics.SETTLING, status).observe(max(seconds, 0) / 1e9)
 
 
 def _currency(money: Money) -> str:

@@ -337,12 +337,12 @@ class PartitionRunner:
             del self._queues[key]
 
     async def _handle_record(self, record: ConsumerRecord) -> _Done:
-        metrics.CONSUMED.labels("kafka", "poll", record.topic, self._spec.group).inc()
+        metrics.of(metrics.CONSUMED, "kafka", "poll", record.topic, self._spec.group).inc()
         past = retry.provenance_of(record, self._tiers)
         here = Coordinates(record.topic, record.partition, record.offset)
         with tracing.continued(record.headers):
             await self._until_due(record)
-            metrics.WAIT.labels(self._spec.group).observe(max(time.time() - self._wanted_at(record), 0.0))
+            metrics.of(metrics.WAIT, self._spec.group).observe(max(time.time() - self._wanted_at(record), 0.0))
             # Parked since, it was claimed before: it stands elsewhere by now, and is no other copy.
             is_fresh_replay = past.replay and not past.tier
             if is_fresh_replay and self._claim is not None and not await self._claimed(record, past, here):
@@ -475,9 +475,9 @@ class PartitionRunner:
                 outcome = "UNEXPECTED_ERROR"
                 raise Transient(outcome, "something that the handler waited for was cancelled") from None
             finally:
-                metrics.PROCESS_DURATION.labels("kafka", "process", record.topic, self._spec.group, outcome).observe(
-                    time.perf_counter() - started, tracing.exemplar()
-                )
+                metrics.of(
+                    metrics.PROCESS_DURATION, "kafka", "process", record.topic, self._spec.group, outcome
+                ).observe(time.perf_counter() - started, tracing.exemplar())
 
     async def _admit(self) -> bool:
         if self._gate.down is None:
@@ -547,7 +547,7 @@ class PartitionRunner:
         await self._transact(done, offset, metadata)
         self._deliver()
         for each in done:
-            metrics.DONE.labels(self._spec.group, self.partition.topic, each.outcome).inc()
+            metrics.of(metrics.DONE, self._spec.group, self.partition.topic, each.outcome).inc()
             for record in each.outputs:
                 funnel.acknowledged(record)
             self._refused.pop(Coordinates(self.partition.topic, self.partition.partition, each.offset), None)

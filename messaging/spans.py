@@ -19,7 +19,7 @@ _KAFKA: Final = {"messaging.system": "kafka"}
 
 def sending(topic: str, key: bytes | None, *, links: Sequence[str] = ()) -> Span:
     """Begins the span of a record on its way to Kafka; it ends when Kafka has acknowledged the record."""
-    if not tracing.is_on():
+    if not tracing.may_record():
         return tracing.NOTHING
     attributes = {
         **_KAFKA,
@@ -34,7 +34,7 @@ def sending(topic: str, key: bytes | None, *, links: Sequence[str] = ()) -> Span
 @contextlib.contextmanager
 def processing(record: ConsumerRecord, group: str, *, attempt: int, links: Sequence[str]) -> Iterator[Span]:
     """Runs one handling of a record in its span, a child of the current one. `links` are the handlings before."""
-    if not tracing.is_on():
+    if not tracing.may_record():
         yield tracing.NOTHING
         return
     span = tracing.begin(f"process {record.topic}", SpanKind.CONSUMER, _processed(record, group), links=links)

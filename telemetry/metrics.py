@@ -3,10 +3,20 @@
 docs/metrics.md is made from this module: AREAS says who exposes what, LABELS what each label may be.
 """
 
-from typing import Final
+import functools
+from typing import Final, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
+
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+@functools.cache
+def of(metric: _Metric, *labels: str) -> _Metric:
+    """Returns the metric's series, like `labels`, several times as fast: for what every record counts."""
+    return metric.labels(*labels)
+
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _LONG: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600)

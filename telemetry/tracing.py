@@ -92,6 +92,19 @@ def _new_trace() -> trace.SpanContext:
     )
 
 
+def may_record() -> bool:
+    """Whether a span that is begun now can be recorded: they are on, and the current trace is not sampled out."""
+    return _tracer is not None and _samples(otel_context.get_current())
+
+
+def _samples(parent: Context) -> bool:
+    """Whether the sampler is to be asked: where it follows the parent, it is known what it would say to some."""
+    if not _follows_parent:
+        return True
+    above = trace.get_current_span(parent).get_span_context()
+    return bool(above.trace_flags.sampled) or not above.is_valid
+
+
 # -- spans -------------------------------------------------------------------------------------------------------------
 
 
@@ -169,10 +182,8 @@ def begin(
     if _tracer is None:
         return NOTHING
     parent = _extracted(headers) if headers is not None else otel_context.get_current()
-    if _follows_parent:
-        above = trace.get_current_span(parent).get_span_context()
-        if above.is_valid and not above.trace_flags.sampled:
-            return NOTHING  # sooner than the sampler would say it
+    if not _samples(parent):
+        return NOTHING
     linked = [trace.Link(each) for each in map(_span_context, links) if each is not None]
     return Span(
         _tracer.start_span(name, context=parent, kind=kind, attributes=attributes, links=linked, start_time=start_time)
