@@ -46,6 +46,14 @@ def show_states() -> None:
     typer.echo(page(), nl=False)
 
 
+@app.command("metrics")
+def show_metrics() -> None:
+    """Print all metrics as Markdown: docs/metrics.md."""
+    from cli.metrics_page import page
+
+    typer.echo(page(), nl=False)
+
+
 def main() -> None:
     """Run the command; errors that a user can act on are one line and exit code 1."""
     with fail_on_error():

@@ -16,11 +16,16 @@ app = typer.Typer(help="Run one process of the system.", no_args_is_help=True)
 
 
 def _run(name: str, main: Callable[[orderflow_settings.Settings, "asyncio.Event"], Awaitable[None]]) -> None:
-    from telemetry import logs, process
+    from telemetry import logs, otlp, process
 
     loaded = orderflow_settings.load()
     logs.configure(name, form=loaded.log.format, level=loaded.log.level)
-    sys.exit(process.run(lambda stop: main(loaded, stop)))
+    try:
+        with otlp.exporting(name):
+            code = process.run(lambda stop: main(loaded, stop))
+    except otlp.OtlpError as error:
+        raise orderflow_settings.SettingsError(str(error)) from error
+    sys.exit(code)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Final
 from aiokafka import ConsumerRecord
 
 from domain.failures import Failure
-from messaging import retry
+from messaging import retry, spans
 from messaging.envelope import Header, OutgoingRecord
 from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS
@@ -30,11 +30,14 @@ def dead_letter(record: ConsumerRecord, *, past: Provenance, group: str, failure
         "first_failure_time": past.first_failure.isoformat() if past.first_failure else "",
         "replay": str(past.replay),
     }
+    if past.links:
+        told["traceparent"] = past.links[0]  # of the handling that gave up
     headers: list[Header] = [
         header for header in record.headers if not header[0].startswith((_PREFIX, retry.HEADER_PREFIX))
     ]
     headers += [(_PREFIX + name, value.encode()) for name, value in told.items()]
-    return OutgoingRecord(DEAD_LETTERS, record.key, record.value, headers)
+    span = spans.sending(DEAD_LETTERS.name, record.key)
+    return OutgoingRecord(DEAD_LETTERS, record.key, record.value, headers, span=span)
 
 
 def parse(record: ConsumerRecord) -> DeadLetter:
@@ -57,11 +60,19 @@ def parse(record: ConsumerRecord) -> DeadLetter:
     letter.error_message = told.get("error_message", "")
     letter.attempts = _int32(told.get("attempts"))
     letter.replay = _int32(told.get("replay"))
+    letter.traceparent = told.get("traceparent", "")
     try:
         letter.first_failure_time.FromDatetime(datetime.datetime.fromisoformat(told.get("first_failure_time", "")))
     except (ValueError, OverflowError):
         letter.ClearField("first_failure_time")
     return letter
+
+
+def links(record: ConsumerRecord) -> list[str]:
+    """Returns the traceparent of the handling that made the record a dead letter, if it is one and that is known."""
+    return [
+        (value or b"").decode("ascii", "replace") for name, value in record.headers if name == f"{_PREFIX}traceparent"
+    ]
 
 
 def _int(text: str | None) -> int:

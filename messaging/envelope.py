@@ -12,9 +12,11 @@ from google.protobuf.message import DecodeError
 from domain.failures import Permanent, Transient
 from domain.identifiers import is_canonical_uuid
 from domain.validation import has_unknown_status, unstorable
+from messaging import spans
 from messaging.topics import Topic, topic_of
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from telemetry import tracing
+from telemetry.tracing import Span
 
 Header = tuple[str, bytes | None]
 
@@ -24,12 +26,17 @@ _NAMES: Final = {number: name.removeprefix(_PREFIX) for name, number in OrderEve
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutgoingRecord:
-    """A record to be written: to the topic's partition that the key hashes to."""
+    """A record to be written: to the topic's partition that the key hashes to.
+
+    `event` is what it carries, None where it is no event of ours. `span` ends when Kafka has acknowledged it.
+    """
 
     topic: Topic
     key: bytes | None
     value: bytes | None
     headers: list[Header]
+    event: OrderEvent | None = dataclasses.field(default=None, compare=False, repr=False)
+    span: Span = dataclasses.field(default=tracing.NOTHING, compare=False, repr=False)
 
 
 def type_name(event_type: OrderEventType) -> str:
@@ -37,13 +44,8 @@ def type_name(event_type: OrderEventType) -> str:
     return _NAMES.get(event_type, str(int(event_type)))
 
 
-def type_header(record: OutgoingRecord) -> str:
-    """Returns the `ce_type` of a record that `encode` made."""
-    return next((value or b"").decode() for name, value in record.headers if name == "ce_type")
-
-
 def encode(event: OrderEvent) -> OutgoingRecord:
-    """Returns the event as a record, with the current trace context."""
+    """Returns the event as a record, on its way in the current trace."""
     order_id = event.order.order_id.encode()
     headers: list[Header] = [
         ("ce_specversion", b"1.0"),
@@ -54,7 +56,11 @@ def encode(event: OrderEvent) -> OutgoingRecord:
         ("ce_subject", order_id),
         ("content-type", b"application/protobuf"),
     ]
-    return OutgoingRecord(topic_of(event.type), order_id, event.SerializeToString(), tracing.inject(headers))
+    topic = topic_of(event.type)
+    span = spans.sending(topic.name, order_id)
+    return OutgoingRecord(
+        topic, order_id, event.SerializeToString(), tracing.inject(headers, span), event=event, span=span
+    )
 
 
 def decode(topic: str, key: bytes | None, value: bytes | None) -> OrderEvent:

@@ -18,7 +18,7 @@ import datetime
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -34,14 +34,16 @@ from aiokafka.structs import OffsetAndMetadata
 import fault_points
 from domain.failures import DependencyDown, Failure, Permanent, Transient
 from domain.records import Coordinates, Delivery
-from messaging import aiokafka_internals, dead_letters, envelope, retry
+from messaging import aiokafka_internals, dead_letters, envelope, funnel, retry, spans
 from messaging.dependency_gate import DependencyGate
 from messaging.envelope import OutgoingRecord
+from messaging.lag import Standing
 from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
 from messaging.window import Window
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
 from telemetry import logs, metrics, tracing
+from telemetry.tracing import Span
 
 log = logs.get()
 T = TypeVar("T")
@@ -79,8 +81,8 @@ class _Done:
 
     offset: int
     outputs: list[OutgoingRecord]
-    is_event: bool = True
-    """Whether the outputs are events; else they are the record itself, parked or dead."""
+    outcome: Literal["handled", "parked", "dead_lettered"] = "handled"
+    """`handled`: the outputs are events. Else they are the record itself, parked or dead."""
 
 
 async def _send(producer: AIOKafkaProducer, record: OutgoingRecord) -> "asyncio.Future[object]":
@@ -138,6 +140,7 @@ class PartitionRunner:
         self._queues: dict[bytes | None, collections.deque[ConsumerRecord]] = {}
         self._ready: collections.deque[bytes | None] = collections.deque()
         self._beyond: collections.deque[ConsumerRecord] = collections.deque()
+        self._delivered: collections.deque[tuple[int, float]] = collections.deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._done: list[_Done] = []
@@ -164,9 +167,24 @@ class PartitionRunner:
         return self._draining
 
     @property
-    def committed(self) -> int:
-        """The committed offset."""
-        return self._window.committed
+    def standing(self) -> Standing:
+        """Where the partition stands. While it is not open the oldest record is the last one known."""
+        while self._is_open and self._delivered and not self._window.awaits(self._delivered[0][0]):
+            self._delivered.popleft()
+        oldest = self._delivered[0][1] if self._delivered else None
+        return Standing(self.partition, self._window.committed if self._is_open else None, oldest)
+
+    @property
+    def paused_by(self) -> str:
+        """Why it is not fetched from, if it is not."""
+        if not self._is_open:
+            return "opening"
+        return "dependency_down" if self._gate.down is not None else "busy"
+
+    @property
+    def handling(self) -> int:
+        """Keys whose records are being handled."""
+        return len(self._tasks)
 
     @property
     def unfinished(self) -> int:
@@ -186,6 +204,7 @@ class PartitionRunner:
             record = self._beyond.popleft()
             if not self._window.deliver(record.offset):
                 continue
+            self._delivered.append((record.offset, self._wanted_at(record)))
             queue = self._queues.get(record.key)
             if queue is None:
                 self._queues[record.key] = collections.deque((record,))
@@ -264,6 +283,7 @@ class PartitionRunner:
             )
         offset, metadata = committed
         self._window = Window(offset, metadata)
+        self._delivered.clear()
         self._consumer.seek(self.partition, offset)
         self._is_open = True
         self._log.info("worker.partition.opened", offset=offset)
@@ -317,11 +337,12 @@ class PartitionRunner:
             del self._queues[key]
 
     async def _handle_record(self, record: ConsumerRecord) -> _Done:
-        metrics.CONSUMED.labels(record.topic, self._spec.group).inc()
+        metrics.of(metrics.CONSUMED, "kafka", "poll", record.topic, self._spec.group).inc()
         past = retry.provenance_of(record, self._tiers)
         here = Coordinates(record.topic, record.partition, record.offset)
         with tracing.continued(record.headers):
             await self._until_due(record)
+            metrics.of(metrics.WAIT, self._spec.group).observe(max(time.time() - self._wanted_at(record), 0.0))
             # Parked since, it was claimed before: it stands elsewhere by now, and is no other copy.
             is_fresh_replay = past.replay and not past.tier
             if is_fresh_replay and self._claim is not None and not await self._claimed(record, past, here):
@@ -331,22 +352,23 @@ class PartitionRunner:
             while True:
                 in_place += 1
                 past = dataclasses.replace(past, attempts=past.attempts + 1)
-                try:
-                    if (refusal := self._refused.get(here)) is not None:
-                        raise refusal
-                    outputs = await self._attempt(record, past)
-                    if past.tier:
-                        fault_points.reached("W14")
-                    return _Done(record.offset, outputs)
-                except Failure as failure:
-                    if past.first_failure is None:
-                        past = dataclasses.replace(past, first_failure=datetime.datetime.now(datetime.UTC))
-                    if not isinstance(failure, Transient) or failure.error_class == HANDLING_LIMIT:
-                        return self._given_up(record, past, failure)
-                    if in_place >= self._limits.attempts:
-                        return self._given_up(record, past, failure)
-                    self._count_retry("in_place", record, past, failure)
-                    await self._back_off(in_place)
+                with spans.processing(record, self._spec.group, attempt=past.attempts, links=past.links) as span:
+                    try:
+                        if (refusal := self._refused.get(here)) is not None:
+                            raise refusal
+                        outputs = await self._attempt(record, past, span)
+                        if past.tier:
+                            fault_points.reached("W14")
+                        return _Done(record.offset, outputs)
+                    except Failure as failure:
+                        span.failed(failure.error_class)
+                        past = past.failed(datetime.datetime.now(datetime.UTC), span.traceparent)
+                        if not isinstance(failure, Transient) or failure.error_class == HANDLING_LIMIT:
+                            return self._given_up(record, past, failure)
+                        if in_place >= self._limits.attempts:
+                            return self._given_up(record, past, failure)
+                        self._count_retry("in_place", record, past, failure)
+                await self._back_off(in_place)
 
     def _given_up(self, record: ConsumerRecord, past: Provenance, failure: Failure) -> _Done:
         """Parks a record that failed for now, while there is a retry topic and time left; else it is a dead letter."""
@@ -357,16 +379,15 @@ class PartitionRunner:
             topic = self._tiers[past.tier]
             self._count_retry(topic.name, record, past, failure)
             return _Done(
-                record.offset,
-                [retry.parked(record, dataclasses.replace(past, tier=past.tier + 1), topic)],
-                is_event=False,
+                record.offset, [retry.parked(record, dataclasses.replace(past, tier=past.tier + 1), topic)], "parked"
             )
-        metrics.DEAD_LETTERS.labels(self._spec.group, failure.error_class).inc()
+        kind = "transient" if isinstance(failure, Transient) else "permanent"
+        metrics.DEAD_LETTERS.labels(self._spec.group, failure.error_class, kind).inc()
         self._log.warning(
             "worker.record.dead_lettered", offset=record.offset, error_class=failure.error_class, attempts=past.attempts
         )
         letter = dead_letters.dead_letter(record, past=past, group=self._spec.group, failure=failure)
-        return _Done(record.offset, [letter], is_event=False)
+        return _Done(record.offset, [letter], "dead_lettered")
 
     def _count_retry(self, tier: str, record: ConsumerRecord, past: Provenance, failure: Failure) -> None:
         metrics.RETRIES.labels(self._spec.group, tier, failure.error_class).inc()
@@ -375,6 +396,10 @@ class PartitionRunner:
             self._log.info("worker.record.retried", **fields)
         else:
             self._log.info("worker.record.parked", **fields)
+
+    def _wanted_at(self, record: ConsumerRecord) -> float:
+        """Returns since when the record is to be handled, seconds since 1970: since it was written, or is due."""
+        return retry.due_at(record, self._tiers) or record.timestamp / 1000
 
     async def _until_due(self, record: ConsumerRecord) -> None:
         wait = retry.due_at(record, self._tiers) - time.time()
@@ -387,20 +412,20 @@ class PartitionRunner:
         assert claim is not None
         return await self._through_gate(record, lambda: claim(origin=past.origin, replay=past.replay, by=here))
 
-    async def _attempt(self, record: ConsumerRecord, past: Provenance) -> list[OutgoingRecord]:
-        """Handles the record once, waiting while a dependency is down.
+    async def _attempt(self, record: ConsumerRecord, past: Provenance, span: Span) -> list[OutgoingRecord]:
+        """Handles the record once, waiting while a dependency is down. One that is skipped leaves no span.
 
         Raises:
             Failure: Permanent or Transient. What the handler did not foresee counts as transient.
         """
         event = envelope.decode(past.origin.topic, record.key, record.value)
         if event.type not in self._spec.handles:
+            span.discard()
             return []
         delivery = Delivery(event, self._spec.group, past.origin, past.attempts, lambda: self._is_open)
         structlog.contextvars.bind_contextvars(
             order_id=event.order.order_id,
             correlation_id=event.metadata.correlation_id,
-            trace_id=tracing.trace_id(),
             worker=self._spec.group,
             topic=record.topic,
             partition=record.partition,
@@ -450,9 +475,9 @@ class PartitionRunner:
                 outcome = "UNEXPECTED_ERROR"
                 raise Transient(outcome, "something that the handler waited for was cancelled") from None
             finally:
-                metrics.PROCESS_DURATION.labels(record.topic, self._spec.group, outcome).observe(
-                    time.perf_counter() - started
-                )
+                metrics.of(
+                    metrics.PROCESS_DURATION, "kafka", "process", record.topic, self._spec.group, outcome
+                ).observe(time.perf_counter() - started, tracing.exemplar())
 
     async def _admit(self) -> bool:
         if self._gate.down is None:
@@ -522,10 +547,9 @@ class PartitionRunner:
         await self._transact(done, offset, metadata)
         self._deliver()
         for each in done:
+            metrics.of(metrics.DONE, self._spec.group, self.partition.topic, each.outcome).inc()
             for record in each.outputs:
-                metrics.SENT.labels(record.topic.name).inc()
-                if each.is_event:
-                    metrics.ORDER_EVENTS.labels(envelope.type_header(record)).inc()
+                funnel.acknowledged(record)
             self._refused.pop(Coordinates(self.partition.topic, self.partition.partition, each.offset), None)
         metrics.LAST_PROGRESS.labels(self._spec.group).set_to_current_time()
         self._replace_suspect()
@@ -542,6 +566,9 @@ class PartitionRunner:
                 transaction.cancel()
                 await asyncio.wait([transaction])
         metrics.TRANSACTIONS.labels(self._spec.group, "commit").inc()
+        metrics.COMMIT_METADATA.labels(self._spec.group, self.partition.topic, str(self.partition.partition)).set(
+            len(metadata)
+        )
         metrics.TRANSACTION_DURATION.labels(self._spec.group).observe(time.perf_counter() - started)
 
     async def _transaction(self, done: list[_Done], offset: int, metadata: str) -> None:
@@ -568,7 +595,7 @@ class PartitionRunner:
         if failed:
             raise failed[0][1]
         fault_points.reached("W3")
-        if any(not each.is_event for each in done):
+        if any(each.outcome != "handled" for each in done):
             fault_points.reached("W13")
         await producer.send_offsets_to_transaction(
             {self.partition: OffsetAndMetadata(offset, metadata)}, self._spec.group

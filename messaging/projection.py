@@ -9,6 +9,7 @@ Invariants (semantics 32):
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -21,10 +22,11 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
 import fault_points
-from domain.failures import DependencyDown, Failure
+from domain.failures import DependencyDown, Failure, Transient
 from domain.projection import PositionMoved, ProjectionBatch
 from domain.records import Coordinates
-from messaging import aiokafka_internals, clients, dead_letters, envelope, retry
+from messaging import aiokafka_internals, clients, dead_letters, envelope, retry, spans
+from messaging.lag import LagReport, Standing
 from messaging.partition import ConsumerStuckError, GroupOffsetLostError
 from messaging.topics import DEAD_LETTERS, Topic
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
@@ -78,6 +80,8 @@ class ProjectionRuntime:
         self._opening_seconds = opening_seconds
         self._positions: dict[TopicPartition, int] = {}
         self._written: dict[TopicPartition, float] = {}
+        self._oldest: dict[TopicPartition, float] = {}
+        self._lag = LagReport(group, self._standings)
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -110,6 +114,7 @@ class ProjectionRuntime:
             self._consumer = consumer
             self._failure = asyncio.get_running_loop().create_future()
             stopping = asyncio.create_task(stop.wait())
+            lag = asyncio.create_task(self._lag.run(consumer))
             polling = asyncio.create_task(self._keep_polling(consumer, stop))
             try:
                 # Beside it: during a rebalance a poll may wait for ever, and a failure must be noticed all the same.
@@ -124,6 +129,7 @@ class ProjectionRuntime:
                 self._joined = False
                 self._consumer = None
                 stopping.cancel()
+                lag.cancel()
                 # A batch that is being written may end; a poll may never.
                 await asyncio.wait([polling], timeout=_LAST_BATCH_SECONDS)
                 polling.cancel()
@@ -150,15 +156,20 @@ class ProjectionRuntime:
             if assignment != self._assignment or partition not in self._positions:
                 continue  # a rebalance came while a batch was written: what was fetched before it comes again
             records = fetched.get(partition, ())
+            began = time.time_ns()
             position: int = await consumer.position(partition)  # does not wait: the partition has one
             idle = asyncio.get_running_loop().time() - self._written.get(partition, 0.0) > _IDLE_SECONDS
             if records or (idle and position > self._positions[partition]):
-                await self._write(consumer, partition, self._read(partition, records, position))
+                if records:
+                    self._oldest[partition] = records[0].timestamp / 1000
+                if await self._write(consumer, partition, self._read(partition, records, position)):
+                    self._oldest.pop(partition, None)
+                    self._projected(records, began)
 
     def _read(self, partition: TopicPartition, records: Sequence[ConsumerRecord], position: int) -> ProjectionBatch:
         batch = ProjectionBatch(partition.topic, partition.partition, self._positions[partition], position)
         for record in records:
-            metrics.CONSUMED.labels(record.topic, self._group).inc()
+            metrics.CONSUMED.labels("kafka", "poll", record.topic, self._group).inc()
             at = Coordinates(record.topic, record.partition, record.offset)
             if record.topic == DEAD_LETTERS.name:
                 batch.dead_letters.append((at, dead_letters.parse(record)))
@@ -167,11 +178,13 @@ class ProjectionRuntime:
                 batch.events.append((at, envelope.decode(record.topic, record.key, record.value)))
             except Failure as failure:
                 log.warning("projector.record.recorded", **dataclasses.asdict(at), error_class=failure.error_class)
-                metrics.DEAD_LETTERS.labels(self._group, failure.error_class).inc()
+                kind = "transient" if isinstance(failure, Transient) else "permanent"
+                metrics.DEAD_LETTERS.labels(self._group, failure.error_class, kind).inc()
                 batch.failures.append((at, _failed(record, self._group, failure)))
         return batch
 
-    async def _write(self, consumer: AIOKafkaConsumer, partition: TopicPartition, batch: ProjectionBatch) -> None:
+    async def _write(self, consumer: AIOKafkaConsumer, partition: TopicPartition, batch: ProjectionBatch) -> bool:
+        """Tells whether it was written; else the partition begins anew where it stood."""
         started = time.perf_counter()
         try:
             await self._read_model.apply(batch)
@@ -182,19 +195,35 @@ class ProjectionRuntime:
                 self._down = True
                 log.warning("worker.dependency.down", group=self._group, dependency=down.dependency, error=str(down))
             self._reopen(consumer, partition)
-            return
+            return False
         except PositionMoved:
             log.warning("projector.position.moved", topic=batch.topic, partition=batch.partition)
             self._reopen(consumer, partition)
-            return
+            return False
         if partition in self._positions:  # a rebalance may have taken it meanwhile
             self._positions[partition] = batch.ends
             self._written[partition] = asyncio.get_running_loop().time()
-        metrics.PROCESS_DURATION.labels(batch.topic, self._group, "").observe(time.perf_counter() - started)
+        metrics.PROCESS_DURATION.labels("kafka", "process", batch.topic, self._group, "").observe(
+            time.perf_counter() - started
+        )
         metrics.LAST_PROGRESS.labels(self._group).set_to_current_time()
         if batch.events:
             occurred = batch.events[-1][1].occur_time.ToDatetime(datetime.UTC)
             metrics.PROJECTION_LAG.set((datetime.datetime.now(datetime.UTC) - occurred).total_seconds())
+        return True
+
+    def _projected(self, records: Sequence[ConsumerRecord], began: int) -> None:
+        for topic, count in collections.Counter(record.topic for record in records).items():
+            metrics.DONE.labels(self._group, topic, "handled").inc(count)
+        for record in records:
+            spans.processed(record, self._group, start_time=began, links=dead_letters.links(record))
+
+    def _standings(self) -> list[Standing]:
+        opening = [Standing(partition, None, self._oldest.get(partition)) for partition in self._opening]
+        return [
+            *(each for each in opening if each.partition not in self._positions),
+            *(Standing(each, position, self._oldest.get(each)) for each, position in self._positions.items()),
+        ]
 
     def assign(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Opens each partition in a task of its own. Must not await: no heartbeat is sent meanwhile."""
@@ -212,6 +241,7 @@ class ProjectionRuntime:
             task.cancel()
         self._opening.clear()
         self._positions.clear()
+        self._oldest.clear()
 
     def _reopen(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
         self._positions.pop(partition, None)

@@ -2,17 +2,17 @@
 
 import asyncio
 import functools
-from collections import Counter
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from messaging import aiokafka_internals, clients
+from messaging import aiokafka_internals, clients, funnel
 from messaging.envelope import OutgoingRecord
 from settings import KafkaSettings
-from telemetry import logs, metrics
+from telemetry import logs, metrics, tracing
 
 log = logs.get()
 
@@ -119,6 +119,24 @@ class Publisher:
 
         Returns, in their order, None for each that Kafka has acknowledged, and why not for each other.
         """
+        started = time.perf_counter()
+        failures = await self._publish_all(records, timeout=timeout)
+        for record, failure in zip(records, failures, strict=True):
+            if failure is None:
+                funnel.acknowledged(record)
+            else:
+                record.span.failed(type(failure).__name__)
+                record.span.end()
+        failed = next((type(each).__name__ for each in failures if each is not None), "")
+        for topic in {each.topic.name for each in records}:
+            metrics.SEND_DURATION.labels("kafka", "send", topic, failed).observe(
+                time.perf_counter() - started, tracing.exemplar()
+            )
+        return failures
+
+    async def _publish_all(
+        self, records: Sequence[OutgoingRecord], *, timeout: float
+    ) -> list[NotHandedOver | OutcomeUnknown | None]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         producer, waiting = self._producer, self._waiting
@@ -137,11 +155,7 @@ class Publisher:
             handed_over += [NotHandedOver("no room, or no leader for the partition") for _ in range(late)]
         if pending := [each for each in handed_over if isinstance(each, asyncio.Future)]:
             await asyncio.wait(pending, timeout=max(deadline - loop.time(), 0))
-        failures = [self._failure(producer, each) if isinstance(each, asyncio.Future) else each for each in handed_over]
-        sent = Counter(each.topic.name for each, failure in zip(records, failures, strict=True) if failure is None)
-        for topic, count in sent.items():
-            metrics.SENT.labels(topic).inc(count)
-        return failures
+        return [self._failure(producer, each) if isinstance(each, asyncio.Future) else each for each in handed_over]
 
     async def _hand_over(
         self, producer: AIOKafkaProducer, waiting: _Waiting, record: OutgoingRecord

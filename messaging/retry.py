@@ -13,6 +13,7 @@ from typing import Final
 from aiokafka import ConsumerRecord
 
 from domain.records import Coordinates
+from messaging import spans
 from messaging.envelope import Header, OutgoingRecord
 from messaging.topics import Topic
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
@@ -27,7 +28,8 @@ class Provenance:
     """The past of a record.
 
     `origin` and `origin_timestamp` (ms) say where it stood first, `attempts` how often it was handled before, `tier`
-    how many retry topics it has been through, `replay` how often an operator replayed it.
+    how many retry topics it has been through, `replay` how often an operator replayed it. `links` are the traceparents
+    of what led to this handling: the one before, or the one that gave up and the call that replays it.
     """
 
     origin: Coordinates
@@ -36,6 +38,13 @@ class Provenance:
     first_failure: datetime.datetime | None = None
     tier: int = 0
     replay: int = 0
+    links: tuple[str, ...] = ()
+
+    def failed(self, now: datetime.datetime, traceparent: str) -> "Provenance":
+        """Returns it after another failure, in the handling that `traceparent` names; empty if it is not recorded."""
+        return dataclasses.replace(
+            self, first_failure=self.first_failure or now, links=(traceparent,) if traceparent else ()
+        )
 
     def headers(self) -> list[Header]:
         """Returns it as headers."""
@@ -50,6 +59,8 @@ class Provenance:
         }
         if self.first_failure is not None:
             told["first_failure_time"] = self.first_failure.isoformat()
+        if self.links:
+            told["links"] = ",".join(self.links)
         return [(HEADER_PREFIX + name, str(value).encode()) for name, value in told.items()]
 
 
@@ -72,6 +83,7 @@ def provenance_of(record: ConsumerRecord, tiers: Sequence[Topic]) -> Provenance:
             datetime.datetime.fromisoformat(first_failure.decode()).astimezone(datetime.UTC) if first_failure else None,
             _number(told, "tier", most=_INT32),
             _number(told, "replay", most=_INT32 - 1),
+            _links(told),
         )
     except (KeyError, ValueError, OverflowError):
         return own
@@ -91,10 +103,16 @@ def _topic(told: Mapping[str, bytes]) -> str:
     return topic
 
 
+def _links(told: Mapping[str, bytes]) -> tuple[str, ...]:
+    # Two are the most there are; what is no traceparent is no link.
+    return tuple(told["links"].decode("ascii", "replace").split(",")[:2]) if "links" in told else ()
+
+
 def parked(record: ConsumerRecord, provenance: Provenance, topic: Topic) -> OutgoingRecord:
     """Returns the record for a retry topic: bytes untouched, `provenance` in place of any that it carried."""
     headers: list[Header] = [header for header in record.headers if not header[0].startswith(HEADER_PREFIX)]
-    return OutgoingRecord(topic, record.key, record.value, headers + provenance.headers())
+    span = spans.sending(topic.name, record.key)
+    return OutgoingRecord(topic, record.key, record.value, headers + provenance.headers(), span=span)
 
 
 def due_at(record: ConsumerRecord, tiers: Sequence[Topic]) -> float:
@@ -106,12 +124,16 @@ def due_at(record: ConsumerRecord, tiers: Sequence[Topic]) -> float:
 def replayed(letter: DeadLetter, tiers: Sequence[Topic]) -> OutgoingRecord:
     """Returns a dead letter as a record for its group's shortest retry topic, as the record that it stems from.
 
-    Its attempts and its time begin anew; the replay number says that it has a past.
+    Its attempts and its time begin anew; the replay number says that it has a past. Its trace is the record's own, with
+    links to the handling that gave up and to the call that replays it.
     """
+    key = letter.key if letter.HasField("key") else None
+    span = spans.sending(tiers[0].name, key, links=(letter.traceparent,))
     provenance = Provenance(
         Coordinates(letter.origin.topic, letter.origin.partition, letter.origin.offset),
         letter.origin.record_time.ToMilliseconds(),
         replay=letter.replay + 1,
+        links=tuple(each for each in (letter.traceparent, span.traceparent) if each),
     )
     headers: list[Header] = [
         (header.name, header.value if header.HasField("value") else None)
@@ -120,7 +142,8 @@ def replayed(letter: DeadLetter, tiers: Sequence[Topic]) -> OutgoingRecord:
     ]
     return OutgoingRecord(
         tiers[0],
-        letter.key if letter.HasField("key") else None,
+        key,
         letter.value if letter.HasField("value") else None,
         headers + provenance.headers(),
+        span=span,
     )

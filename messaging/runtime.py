@@ -1,7 +1,7 @@
 """The worker runtime: one consumer, one runner per assigned partition, from the first poll to the last commit."""
 
 import asyncio
-import contextlib
+import collections
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,6 +13,7 @@ from domain.failures import Failure
 from domain.records import Coordinates
 from messaging import aiokafka_internals, clients
 from messaging.dependency_gate import DependencyGate
+from messaging.lag import LagReport
 from messaging.partition import ConsumerStuckError, PartitionRunner
 from messaging.topics import Topic
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
@@ -24,7 +25,6 @@ log = logs.get()
 _POLL_MS: Final = 200
 _MOST_RECORDS: Final = 500
 _RETRY_SECONDS: Final = 1.0
-_LAG_SECONDS: Final = 5.0
 
 
 class WorkerRuntime:
@@ -53,6 +53,7 @@ class WorkerRuntime:
         self._runners: dict[TopicPartition, tuple[PartitionRunner, asyncio.Task[None]]] = {}
         self._paused: set[TopicPartition] = set()
         self._refused: dict[Coordinates, Failure] = {}
+        self._lag = LagReport(spec.group, lambda: [runner.standing for runner, _ in self._runners.values()])
         self._consumer: AIOKafkaConsumer | None = None
         self._joined = False
         self._fatal: BaseException | None = None
@@ -82,7 +83,7 @@ class WorkerRuntime:
             if consumer is None:
                 return
             self._consumer = consumer
-            lag = asyncio.create_task(self._report_lag(consumer))
+            lag = asyncio.create_task(self._lag.run(consumer))
             stopping = asyncio.create_task(stop.wait())
             polling = asyncio.create_task(self._keep_polling(consumer, stop))
             try:
@@ -145,10 +146,18 @@ class WorkerRuntime:
         unfinished = sum(runner.unfinished for runner, _ in self._runners.values())
         if not unfinished:
             self._gate.nothing_waits()
-        down = self._gate.down is not None
-        metrics.PAUSED.labels(self._spec.group, "dependency_down").set(len(self._paused) if down else 0)
-        metrics.PAUSED.labels(self._spec.group, "busy").set(0 if down else len(self._paused))
-        metrics.IN_FLIGHT.labels(self._spec.group).set(unfinished)
+        self._show(unfinished)
+
+    def _show(self, unfinished: int) -> None:
+        group = self._spec.group
+        runners = [runner for runner, _ in self._runners.values()]
+        paused = collections.Counter(runner.paused_by for runner in runners if runner.partition in self._paused)
+        for reason in ("opening", "dependency_down", "busy"):
+            metrics.PAUSED.labels(group, reason).set(paused[reason])
+        metrics.IN_FLIGHT.labels(group).set(unfinished)
+        used = sum(runner.handling for runner in runners)
+        metrics.SLOTS.labels(group, "used").set(used)
+        metrics.SLOTS.labels(group, "free").set(len(runners) * self._limits.max_in_flight - used)
 
     def _raise_fatal(self) -> None:
         if self._fatal is not None:
@@ -204,18 +213,6 @@ class WorkerRuntime:
             transactional_id=f"{self._spec.group}.{partition.topic}.{partition.partition}",
             timeout_ms=int(self._limits.transaction * 1000),
         )
-
-    async def _report_lag(self, consumer: AIOKafkaConsumer) -> None:
-        while True:
-            await asyncio.sleep(_LAG_SECONDS)
-            partitions = list(self._runners)
-            with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
-                async with asyncio.timeout(_LAG_SECONDS):
-                    ends = await consumer.end_offsets(partitions) if partitions else {}
-                for partition, end in ends.items():
-                    if partition in self._runners:
-                        behind = max(end - self._runners[partition][0].committed, 0)
-                        metrics.LAG.labels(self._spec.group, partition.topic, str(partition.partition)).set(behind)
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -38,6 +38,10 @@ class Window:
         """How many delivered records are not done."""
         return len(self._open)
 
+    def awaits(self, offset: int) -> bool:
+        """Whether the record was delivered and is not done."""
+        return offset in self._open
+
     def deliver(self, offset: int) -> bool:
         """Notes that a record was delivered. False: it was done before, skip it."""
         self._next = offset + 1

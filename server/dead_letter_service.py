@@ -22,7 +22,7 @@ from server.errors import CallError
 from settings import KafkaSettings, ServerSettings
 from storage.dead_letters import AlreadyResolved, DeadLetterId, DeadLetters
 from storage.discarded_refunds import DiscardRefused
-from telemetry import logs
+from telemetry import logs, metrics
 
 if TYPE_CHECKING:
     from server.calls import Context
@@ -181,9 +181,12 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
                 retry.replayed(entry.dead_letter, retry_topics(group, self._delays)), timeout=_PUBLISH_SECONDS
             )
         except NotHandedOver as error:
+            metrics.REPLAYS.labels("not_handed_over").inc()
             raise errors.kafka_unavailable() from error
         except OutcomeUnknown as error:
+            metrics.REPLAYS.labels("unknown").inc()
             raise errors.outcome_unknown() from error
+        metrics.REPLAYS.labels("replayed").inc()
         fault_points.reached("W15")
         which = DeadLetterId.parse(entry.dead_letter_id)
         try:

@@ -1,6 +1,7 @@
 """Look-ups that are asked for one by one and made many at a time."""
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from typing import Final, Generic, TypeVar
 
@@ -24,7 +25,8 @@ class Gathering(Generic[Key, Value]):
         future: asyncio.Future[Value | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, future))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+            # In an empty context: nothing of the first caller's, such as its trace, is taken for the others'.
+            self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         return await future
 
     async def _run(self) -> None:

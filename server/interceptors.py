@@ -1,19 +1,33 @@
-"""What every call of our services goes through: metrics, and errors as statuses."""
+"""What every call of our services goes through: its span, metrics, and errors as statuses."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
+from opentelemetry.trace import SpanKind
 
 from domain.failures import DependencyDown
 from server import calls, errors
-from telemetry import logs, metrics
+from telemetry import logs, metrics, tracing
+from telemetry.tracing import Span
 
 log = logs.get()
+
+_SERVER_FAULTS: Final = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""Statuses that are an error of the server, by OpenTelemetry's conventions."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -33,8 +47,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             unary = handler.unary_unary
 
             async def answer(request: Any, context: Any) -> Any:
-                async with _answered(method, context):
-                    return await unary(request, context)
+                headers = calls.trace_headers(context)
+                with tracing.continued(headers):
+                    span = _begun(method)
+                    with span.current():
+                        async with _answered(method, context, span):
+                            return await unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(
                 answer, handler.request_deserializer, handler.response_serializer
@@ -42,8 +60,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         stream = handler.unary_stream
 
         async def stream_answers(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with _answered(method, context):
-                async for each in stream(request, context):
+            # The span is that of the opening: it ends with the first answer. And it is the current one while an answer
+            # is made, never while one is taken: that may happen elsewhere.
+            headers = calls.trace_headers(context)
+            with tracing.continued(headers):
+                span = _begun(method)
+            async with _answered(method, context, span):
+                answers = aiter(stream(request, context))
+                while True:
+                    with tracing.continued(headers), span.current():
+                        try:
+                            each = await anext(answers)
+                        except StopAsyncIteration:
+                            return
+                    span.end()
                     yield each
 
         return grpc.unary_stream_rpc_method_handler(
@@ -51,8 +81,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
 
+def _begun(method: str) -> Span:
+    return tracing.begin(method, SpanKind.SERVER, {"rpc.system.name": "grpc", "rpc.method": method})
+
+
 @contextlib.asynccontextmanager
-async def _answered(method: str, context: Any) -> AsyncIterator[None]:
+async def _answered(method: str, context: Any, span: Span) -> AsyncIterator[None]:
     started = time.perf_counter()
     metrics.RPC_IN_FLIGHT.labels(method).inc()
     code = grpc.StatusCode.OK
@@ -80,5 +114,12 @@ async def _answered(method: str, context: Any) -> AsyncIterator[None]:
         log.exception("server.call.failed", method=method)
         await errors.abort(context, errors.internal(outcome=outcome))
     finally:
+        error_type = code.name if code in _SERVER_FAULTS else ""
         metrics.RPC_IN_FLIGHT.labels(method).dec()
-        metrics.RPC_DURATION.labels("grpc", method, code.name).observe(time.perf_counter() - started)
+        metrics.RPC_DURATION.labels("grpc", method, code.name, error_type).observe(
+            time.perf_counter() - started, tracing.exemplar()
+        )
+        span.set("rpc.response.status_code", code.name)
+        if error_type:
+            span.failed(error_type)
+        span.end()

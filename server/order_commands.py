@@ -30,7 +30,7 @@ from server.order_queries import check_order_id
 from server.tokens import ConsistencyToken
 from settings import ServerSettings
 from storage.command_answers import CommandAnswer, CommandAnswers
-from telemetry import logs, metrics, tracing
+from telemetry import logs
 
 if TYPE_CHECKING:
     from server.calls import Context
@@ -132,8 +132,7 @@ class OrderCommands:
             raise errors.invalid(violations, outcome="NOT_ACCEPTED")
         answer = await self._known(command, context, deadline)
         if answer is None:
-            with tracing.continued(calls.trace_headers(context)):
-                await self._publish(command, deadline)
+            await self._publish(command, deadline)
             answer = await self._wait(command, deadline)
         if answer.fingerprint != command.command.request_fingerprint:
             raise errors.command_request_id_reused()
@@ -203,7 +202,6 @@ class OrderCommands:
             raise errors.command_outcome_unknown()
         if failure is not None:
             raise error_of(failure)
-        metrics.ORDER_EVENTS.labels(envelope.type_name(command.type)).inc()
 
     async def _wait(self, command: OrderEvent, deadline: float) -> CommandAnswer:
         """Returns what the command came to. With PostgreSQL away it goes on looking: the command is on its way.

@@ -33,7 +33,7 @@ from server.errors import CallError
 from server.tokens import ConsistencyToken
 from settings import ServerSettings
 from storage.known_requests import KnownRequest, KnownRequests
-from telemetry import logs, metrics, tracing
+from telemetry import logs, metrics
 
 if TYPE_CHECKING:
     from server.calls import Context
@@ -108,12 +108,11 @@ class OrderIntake:
             await _let_others_run(number)
             _check(intake)
         known = await self._look_up(caller, [each.request.request_id for each in intakes if each.result is None])
-        with tracing.continued(calls.trace_headers(context)):
-            for number, intake in enumerate(intakes):
-                await _let_others_run(number)
-                if intake.result is None:
-                    self._accept(intake, known.get(intake.request.request_id), caller, context)
-            await self._publish([each for each in intakes if each.result is None], deadline)
+        for number, intake in enumerate(intakes):
+            await _let_others_run(number)
+            if intake.result is None:
+                self._accept(intake, known.get(intake.request.request_id), caller, context)
+        await self._publish([each for each in intakes if each.result is None], deadline)
         results = [each.result for each in intakes if each.result is not None]
         assert len(results) == len(intakes)
         return results
@@ -163,7 +162,6 @@ class OrderIntake:
             intake.result = intake.response if failure is None else error_of(failure)
         if accepted := failures.count(None):
             fault_points.reached("W1")
-            metrics.ORDER_EVENTS.labels(envelope.type_header(records[0])).inc(accepted)
             _log_accepted(intakes, accepted)
 
     async def _look_up(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
@@ -226,7 +224,7 @@ def error_of(failure: NotHandedOver | OutcomeUnknown) -> CallError:
 
 def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
     if len(intakes) > 1:
-        log.info("server.batch.accepted", accepted=accepted, of=len(intakes), trace_id=tracing.trace_id())
+        log.info("server.batch.accepted", accepted=accepted, of=len(intakes))
         return
     [intake] = intakes
     assert intake.response is not None
@@ -234,7 +232,6 @@ def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
         "server.order.accepted",
         order_id=intake.response.order.order_id,
         correlation_id=intake.correlation_id,
-        trace_id=tracing.trace_id(),
     )
 
 

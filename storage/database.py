@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -10,6 +12,7 @@ import asyncpg
 from domain.failures import DependencyDown
 from settings import DatabaseSettings
 from storage.turns import Turns
+from telemetry import metrics, tracing
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -49,6 +52,7 @@ class Database:
         self._pool: Pool | None = None
         self._turns = Turns(settings.pool_size)
         self._answered = 0.0
+        self._name = urllib.parse.urlsplit(settings.url.get_secret_value()).path.lstrip("/") or "postgresql"
 
     async def open(self) -> None:
         """Makes the pool; connects nothing."""
@@ -67,6 +71,10 @@ class Database:
                 "timezone": "UTC",
             },
         )
+        pool = self._pool
+        metrics.DB_CONNECTIONS.labels("used").set_function(lambda: pool.get_size() - pool.get_idle_size())
+        metrics.DB_CONNECTIONS.labels("idle").set_function(pool.get_idle_size)
+        metrics.DB_WAITING.set_function(lambda: self._turns.waiting)
 
     async def close(self) -> None:
         """Closes the pool, for what is checked out within a second."""
@@ -77,8 +85,38 @@ class Database:
             except TimeoutError:
                 self._pool.terminate()
 
+    @contextlib.contextmanager
+    def span(self, operation: str) -> Iterator[None]:
+        """Shows what the body does as an operation on the database, in the current span if there is one."""
+        attributes = {"db.system.name": "postgresql", "db.namespace": self._name, "db.operation.name": operation}
+        with tracing.client(f"{operation} {self._name}", attributes):
+            yield
+
+    @contextlib.contextmanager
+    def _measured(self, operation: str) -> Iterator[None]:
+        started, error_type = time.perf_counter(), ""
+        try:
+            with self.span(operation):
+                yield
+        except DependencyDown as down:
+            error_type = down.message.removeprefix("postgres: ")  # the class of an error
+            raise
+        finally:
+            metrics.DB_DURATION.labels("postgresql", operation, error_type).observe(time.perf_counter() - started)
+
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator["Connection"]:
+        """Lends a connection.
+
+        Raises:
+            DependencyDown: PostgreSQL is away or too busy. What was in flight may or may not have been committed.
+        """
+        with self._measured("query"):
+            async with self._lent() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def _lent(self) -> AsyncIterator["Connection"]:
         """Lends a connection.
 
         Raises:
@@ -127,5 +165,6 @@ class Database:
         Raises:
             DependencyDown: as `connection`.
         """
-        async with self.connection() as connection, connection.transaction():
-            yield connection
+        with self._measured("transaction"):
+            async with self._lent() as connection, connection.transaction():
+                yield connection

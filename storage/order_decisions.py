@@ -37,7 +37,9 @@ class OrderDecisions:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
-        answer = await self._gathering.ask(delivery)
+        # The transaction is that of many orders; to each of them it is the time that it waited and took.
+        with self._database.span("transaction"):
+            answer = await self._gathering.ask(delivery)
         return outcomes.obey(answer, delivery) if isinstance(answer, StoredOutcome) else answer
 
     async def _accept_all(self, deliveries: Sequence[Delivery]) -> list[list[OrderEvent] | StoredOutcome]:

@@ -16,6 +16,11 @@ class Turns:
         self._free = count
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
 
+    @property
+    def waiting(self) -> int:
+        """Who waits for a turn."""
+        return sum(not turn.done() for turn in self._waiting)
+
     async def take(self, *, seconds: float, goes_on: Callable[[float], bool]) -> None:
         """Waits for a turn, to be given back.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import structlog
 
-from telemetry import log_hygiene
+from telemetry import log_hygiene, tracing
 
 CATALOGUE: dict[str, str] = {
     "process.started": "The process serves; the fields say where.",
@@ -78,6 +78,13 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(
 )
 
 _NOISY = ("aiohttp", "aiokafka", "grpc", "httpx", "httpcore", "asyncio", "stripe")
+_LIBRARIES = (
+    "aiokafka.producer.sender", "aiokafka.consumer.group_coordinator", "aiokafka.client", "aiokafka.conn",
+    "aiokafka.cluster", "aiokafka.consumer.fetcher",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.sdk._shared_internal", "opentelemetry.sdk.trace", "opentelemetry.sdk.trace.export",
+)  # fmt: skip
+"""Loggers of libraries that repeat themselves: a filter holds for one logger alone, not for those below it."""
 
 
 class _RateLimit(logging.Filter):
@@ -98,10 +105,20 @@ class _RateLimit(logging.Filter):
         return True
 
 
+def _with_trace(
+    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Adds the current trace, so that a line and its spans find each other."""
+    if "trace_id" not in event and (trace_id := tracing.trace_id()) != tracing.NO_TRACE:
+        event["trace_id"] = trace_id
+    return event
+
+
 def configure(process: str, *, form: Literal["auto", "json", "console"], level: str) -> None:
     """Sets logging up for this process: everything goes to standard error, the libraries' lines included."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -126,8 +143,7 @@ def configure(process: str, *, form: Literal["auto", "json", "console"], level: 
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
         logger.addFilter(_RateLimit())
-    for name in ("aiokafka.producer.sender", "aiokafka.consumer.group_coordinator", "aiokafka.client", "aiokafka.conn",
-                 "aiokafka.cluster", "aiokafka.consumer.fetcher"):  # fmt: skip
+    for name in _LIBRARIES:
         logging.getLogger(name).addFilter(_RateLimit())
     structlog.configure(
         processors=[

@@ -9,9 +9,11 @@ from typing import Any
 
 import prometheus_client
 
-from telemetry import logs
+from telemetry import logs, metrics
 
 log = logs.get()
+
+_LOOK_SECONDS = 0.5
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 """A process: works until the event is set, then ends in order. Raises if it cannot go on."""
@@ -44,13 +46,24 @@ async def _run(main: Main) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # before anything connects
         loop.add_signal_handler(number, asked, number.name)
+    lag = asyncio.create_task(_watch_loop())
     try:
         await main(stop)
     except Exception:
         log.exception("process.failed")
         return 1
+    finally:
+        lag.cancel()
     log.info("process.stopped")
     return 0
+
+
+async def _watch_loop() -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LOOK_SECONDS
+        await asyncio.sleep(_LOOK_SECONDS)
+        metrics.LOOP_LAG.observe(max(loop.time() - due, 0.0))
 
 
 def _unretrieved(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

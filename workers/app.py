@@ -197,6 +197,7 @@ def _gateway(settings: Settings, database: Database) -> "PaymentGateway":
 
 def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":
     from workers.gateways.guard import GuardedGateway
+    from workers.gateways.observed import ObservedGateway
 
     states = ("closed", "open", "half_open")
 
@@ -206,11 +207,12 @@ def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":
 
     def changed(old: str, new: str) -> None:
         log.warning("gateway.breaker", old=old, new=new)
+        metrics.BREAKER_TRANSITIONS.labels("gateway", new).inc()
         show(new)
 
     show("closed")
     return GuardedGateway(
-        gateway,
+        ObservedGateway(gateway),
         fail_max=settings.gateway.breaker_failures,
         reset_timeout=settings.gateway.breaker_reset_seconds,
         on_transition=changed,
@@ -326,12 +328,13 @@ def _notification_service(
     parts: _Parts, which: NotificationChannel, channel: "Channel", *, tells: frozenset[str], ambiguous: "Ambiguous"
 ) -> "NotificationService":
     from storage.notification_intents import NotificationIntents
-    from workers.channels.rendering import Renderer
+    from workers.channels.observed import ObservedChannel
+    from workers.channels.rendering import Renderer, channel_name
     from workers.notification_service import NotificationService
 
     return NotificationService(
         which=which,
-        channel=channel,
+        channel=ObservedChannel(channel, channel_name(which)),
         renderer=Renderer(
             message_id_domain=parts.settings.email.message_id_domain, shop_name=parts.settings.notification.shop_name
         ),

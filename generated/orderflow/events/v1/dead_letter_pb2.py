@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%orderflow/events/v1/dead_letter.proto\x12\x13orderflow.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x03\n\nDeadLetter\x12\x15\n\x03key\x18\x01 \x01(\x0cH\x00R\x03key\x88\x01\x01\x12\x19\n\x05value\x18\x02 \x01(\x0cH\x01R\x05value\x88\x01\x01\x12;\n\x07headers\x18\x03 \x03(\x0b\x32!.orderflow.events.v1.RecordHeaderR\x07headers\x12\x39\n\x06origin\x18\x04 \x01(\x0b\x32!.orderflow.events.v1.RecordOriginR\x06origin\x12\x14\n\x05group\x18\x05 \x01(\tR\x05group\x12\x1f\n\x0b\x65rror_class\x18\x06 \x01(\tR\nerrorClass\x12#\n\rerror_message\x18\x07 \x01(\tR\x0c\x65rrorMessage\x12\x1a\n\x08\x61ttempts\x18\x08 \x01(\x05R\x08\x61ttempts\x12H\n\x12\x66irst_failure_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10\x66irstFailureTime\x12\x16\n\x06replay\x18\n \x01(\x05R\x06replayB\x06\n\x04_keyB\x08\n\x06_value\"\x97\x01\n\x0cRecordOrigin\x12\x14\n\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12;\n\x0brecord_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrecordTime\"G\n\x0cRecordHeader\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x05value\x18\x02 \x01(\x0cH\x00R\x05value\x88\x01\x01\x42\x08\n\x06_valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%orderflow/events/v1/dead_letter.proto\x12\x13orderflow.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\nDeadLetter\x12\x15\n\x03key\x18\x01 \x01(\x0cH\x00R\x03key\x88\x01\x01\x12\x19\n\x05value\x18\x02 \x01(\x0cH\x01R\x05value\x88\x01\x01\x12;\n\x07headers\x18\x03 \x03(\x0b\x32!.orderflow.events.v1.RecordHeaderR\x07headers\x12\x39\n\x06origin\x18\x04 \x01(\x0b\x32!.orderflow.events.v1.RecordOriginR\x06origin\x12\x14\n\x05group\x18\x05 \x01(\tR\x05group\x12\x1f\n\x0b\x65rror_class\x18\x06 \x01(\tR\nerrorClass\x12#\n\rerror_message\x18\x07 \x01(\tR\x0c\x65rrorMessage\x12\x1a\n\x08\x61ttempts\x18\x08 \x01(\x05R\x08\x61ttempts\x12H\n\x12\x66irst_failure_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10\x66irstFailureTime\x12\x16\n\x06replay\x18\n \x01(\x05R\x06replay\x12 \n\x0btraceparent\x18\x0b \x01(\tR\x0btraceparentB\x06\n\x04_keyB\x08\n\x06_value\"\x97\x01\n\x0cRecordOrigin\x12\x14\n\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12;\n\x0brecord_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrecordTime\"G\n\x0cRecordHeader\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x05value\x18\x02 \x01(\x0cH\x00R\x05value\x88\x01\x01\x42\x08\n\x06_valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orderflow.events.v1.dead_le
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DEADLETTER']._serialized_start=96
-  _globals['_DEADLETTER']._serialized_end=514
-  _globals['_RECORDORIGIN']._serialized_start=517
-  _globals['_RECORDORIGIN']._serialized_end=668
-  _globals['_RECORDHEADER']._serialized_start=670
-  _globals['_RECORDHEADER']._serialized_end=741
+  _globals['_DEADLETTER']._serialized_end=548
+  _globals['_RECORDORIGIN']._serialized_start=551
+  _globals['_RECORDORIGIN']._serialized_end=702
+  _globals['_RECORDHEADER']._serialized_start=704
+  _globals['_RECORDHEADER']._serialized_end=775
 # @@protoc_insertion_point(module_scope)

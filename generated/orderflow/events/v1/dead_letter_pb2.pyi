@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DeadLetter(_message.Message):
-    __slots__ = ("key", "value", "headers", "origin", "group", "error_class", "error_message", "attempts", "first_failure_time", "replay")
+    __slots__ = ("key", "value", "headers", "origin", "group", "error_class", "error_message", "attempts", "first_failure_time", "replay", "traceparent")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class DeadLetter(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     FIRST_FAILURE_TIME_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     value: bytes
     headers: _containers.RepeatedCompositeFieldContainer[RecordHeader]
@@ -31,7 +32,8 @@ class DeadLetter(_message.Message):
     attempts: int
     first_failure_time: _timestamp_pb2.Timestamp
     replay: int
-    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[RecordHeader, _Mapping]]] = ..., origin: _Optional[_Union[RecordOrigin, _Mapping]] = ..., group: _Optional[str] = ..., error_class: _Optional[str] = ..., error_message: _Optional[str] = ..., attempts: _Optional[int] = ..., first_failure_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., replay: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[RecordHeader, _Mapping]]] = ..., origin: _Optional[_Union[RecordOrigin, _Mapping]] = ..., group: _Optional[str] = ..., error_class: _Optional[str] = ..., error_message: _Optional[str] = ..., attempts: _Optional[int] = ..., first_failure_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., replay: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class RecordOrigin(_message.Message):
     __slots__ = ("topic", "partition", "offset", "record_time")
