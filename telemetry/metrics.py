@@ -55,4 +55,6 @@ PAYMENTS = Counter("orderflow_payments_total", "Charges and refunds by outcome."
 SWEPT = Counter("orderflow_swept_orders_total", "Orders that a sweep asked something of.", ["what"])
 NOTIFICATIONS = Counter("orderflow_notifications_total", "Messages by channel and outcome.", ["channel", "outcome"])
 PROJECTION_LAG = Gauge("orderflow_projection_lag_seconds", "Age of the last event projected when it was projected.")
-KAFKA_REACHABLE = Gauge("orderflow_kafka_reachable", "1 while Kafka answers.")
+KAFKA_REACHABLE = Gauge(
+    "orderflow_kafka_reachable", "1 while so much of Kafka answers as it takes to acknowledge a record."
+)
