@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from devstack import DevstackError, KafkaBroker, KafkaCluster, ensure_jars
 from tests import engines
+from tests.e2e import observer
 
 TOPIC = "replicated"
 PARTITIONS = 3
@@ -77,6 +78,15 @@ async def values(cluster: KafkaCluster) -> list[set[bytes | None]]:
         return list(found.values())
 
 
+async def can_be_read_everywhere(cluster: KafkaCluster, value: bytes) -> None:
+    """Waits for it: a commit is answered before its markers are written."""
+
+    async def can_be_read() -> bool:
+        return all(value in found for found in await values(cluster))
+
+    await observer.eventually(can_be_read, within=60, what=f"{value!r} in each partition")
+
+
 async def leader(cluster: KafkaCluster) -> KafkaBroker:
     """Returns a broker that leads a partition of the topic."""
     async with engines.started(AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)) as admin:
@@ -138,6 +148,7 @@ async def test_one_dies_and_writing_goes_on_then_two_and_nothing_is_acknowledged
     assert all({b"three", b"two", b"one", b"three again"} <= found for found in await values(cluster))
 
 
+@pytest.mark.heavy
 async def test_a_frozen_one_is_left_out_and_comes_back(cluster: KafkaCluster) -> None:
     async with engines.started(new_producer(cluster)) as producer:
         await write_everywhere(producer, b"before", within=30)
@@ -151,6 +162,7 @@ async def test_a_frozen_one_is_left_out_and_comes_back(cluster: KafkaCluster) ->
         await write_everywhere(producer, b"after", within=30)
 
 
+@pytest.mark.heavy
 async def test_what_was_committed_outlives_kill_9_of_all(cluster: KafkaCluster) -> None:
     await commit_to_all(cluster, b"kept")
     cluster.kill()
@@ -158,13 +170,14 @@ async def test_what_was_committed_outlives_kill_9_of_all(cluster: KafkaCluster) 
     logged = [broker.log_file.stat().st_size for broker in cluster.brokers]
     cluster.start()
     await cluster.wait_ready()
-    assert all(b"kept" in found for found in await values(cluster))
+    await can_be_read_everywhere(cluster, b"kept")
     for broker, before in zip(cluster.brokers, logged, strict=True):
         since = broker.log_file.read_bytes()[before:]
         assert since
         assert b"DUPLICATE_BROKER_REGISTRATION" not in since, "it met its former life (see kafka_fence.py)"
 
 
+@pytest.mark.heavy
 async def test_a_stopped_cluster_goes_on_where_it_ended(cluster: KafkaCluster) -> None:
     await commit_to_all(cluster, b"stopped")
     await cluster.stop(20)
@@ -176,7 +189,7 @@ async def test_a_stopped_cluster_goes_on_where_it_ended(cluster: KafkaCluster) -
     again.start()
     try:
         await again.wait_ready()
-        assert all(b"stopped" in found for found in await values(again))
+        await can_be_read_everywhere(again, b"stopped")
     finally:
         await again.stop(20)
 
