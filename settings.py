@@ -70,7 +70,10 @@ class KafkaSettings(Section):
         1, ge=1, description="Replicas of each topic that `orderflow topics apply` creates. 3 on a real cluster."
     )
     min_insync_replicas: int = pydantic.Field(
-        1, ge=1, description="Replicas that must have a record before it is acknowledged. 2 on a real cluster."
+        1,
+        ge=1,
+        description="Replicas that must have a record before it is acknowledged; where fewer answer, orders are "
+        "refused. 2 on a real cluster.",
     )
 
     @property

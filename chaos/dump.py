@@ -87,8 +87,8 @@ def _files(system: ChaosSystem, folder: pathlib.Path) -> None:
     shutil.copytree(
         system.directory / "logs", folder / "logs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pid")
     )
-    for path in (system.postgres.log_file, system.kafka.log_file if system.kafka is not None else None):
-        if path is not None and path.exists():
+    for path in (system.postgres.log_file, *(broker.log_file for broker in system.brokers)):
+        if path.exists():
             shutil.copy(path, folder / "logs")
 
 

@@ -36,17 +36,22 @@ def dev(
     context: typer.Context,
     listen: int = typer.Option(0, help="Port of the gRPC server on 127.0.0.1; 50051 unless told otherwise."),
     random_ports: bool = typer.Option(False, help="Choose free ports for all."),
+    brokers: int = typer.Option(1, help="Kafka brokers: 1, or 3 to see what a cluster does when some of them die."),
     samples: bool = typer.Option(True, help="Place three sample orders once all is healthy."),
 ) -> None:
     """Start Kafka, PostgreSQL, a simulated gateway, a mail server, the server and the workers; stay until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
     from cli.supervisor import Supervisor, ports
+    from devstack.system import BROKER_COUNTS
 
+    if brokers not in BROKER_COUNTS:
+        raise typer.BadParameter("either 1 or 3", param_hint="--brokers")
     loaded = settings.load()
     directory = _state_directory()
     with only_one(directory):
-        supervisor = Supervisor(directory, ports(loaded.server.listen, listen, random_ports=random_ports))
+        chosen = ports(loaded.server.listen, listen, random_ports=random_ports, brokers=brokers)
+        supervisor = Supervisor(directory, chosen)
         sys.exit(asyncio.run(supervisor.run(samples=samples)))
 
 
@@ -67,15 +72,25 @@ def status(output: StatusFormat = typer.Option(StatusFormat.TABLE, "-o", "--outp
     sys.exit(0 if all(row["health"] == "healthy" for row in rows) else 1)
 
 
+@app.command("start-broker")
+def start_broker(number: int = typer.Argument(help="Which of three, from 1.")) -> None:
+    """Start one of three brokers again after it died. They are not started again by themselves."""
+    from cli import broker_starts
+
+    broker_starts.ask(_state_directory(), number)
+    typer.echo(f"Kafka broker {number} runs again.", err=True)
+
+
 @app.command()
 def reset() -> None:
     """Delete the system's data: orders, topics, mail, journals."""
     from devstack.postgres import PostgresServer
+    from devstack.system import KAFKA_FOLDERS
 
     directory = _state_directory()
     with only_one(directory):
         PostgresServer(directory / "postgres", 0).remove_data()
-        for name in ("kafka", "gateway", "mail", "logs"):
+        for name in (*KAFKA_FOLDERS.values(), "gateway", "mail", "logs"):
             shutil.rmtree(directory / name, ignore_errors=True)
     typer.echo(f"{directory} is empty.", err=True)
 

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from devstack.jars import KAFKA_VERSION
+from devstack.kafka import KafkaBroker
 from devstack.postgres import POSTGRES_VERSION
 from devstack.system import System, is_serving
 
@@ -14,9 +15,8 @@ from devstack.system import System, is_serving
 def write(system: System) -> None:
     """Writes the system's processes and settings down, for this user only: the database's password is among them."""
     version = importlib.metadata.version("orderflow-server")
-    assert system.kafka is not None
     processes = [
-        _row("kafka", system.kafka.pid, system.kafka.bootstrap, KAFKA_VERSION),
+        *(_row(name, broker.pid, broker.bootstrap, KAFKA_VERSION) for name, broker in brokers(system).items()),
         _row("postgres", system.postgres.pid, f"127.0.0.1:{system.ports.postgres}", POSTGRES_VERSION),
         _row("gateway", system.processes["gateway"].pid, f"http://127.0.0.1:{system.ports.gateway}", version),
         _row("mail", system.processes["mail"].pid, f"127.0.0.1:{system.ports.mail}", version),
@@ -33,6 +33,13 @@ def write(system: System) -> None:
     partial.rename(path)
 
 
+def brokers(system: System) -> dict[str, KafkaBroker]:
+    """Returns the brokers by the names that are shown: `kafka`, or `kafka-1` and so on where there are several."""
+    if len(system.brokers) == 1:
+        return {"kafka": system.brokers[0]}
+    return {f"kafka-{number}": broker for number, broker in enumerate(system.brokers, 1)}
+
+
 def _row(name: str, pid: int | None, address: str, version: str, metrics: str = "") -> dict[str, Any]:
     return {"process": name, "pid": pid, "address": address, "metrics": metrics, "version": version}
 
@@ -43,7 +50,7 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads(_path(directory).read_text())
     except FileNotFoundError:
         return None
-    return state if _lives(state["supervisor"]) else None
+    return state if lives(state["supervisor"]) else None
 
 
 def remove(directory: pathlib.Path) -> None:
@@ -58,12 +65,13 @@ async def rows(state: dict[str, Any]) -> list[dict[str, Any]]:
         if process["metrics"]:
             healthy = await is_serving(process["address"])
         else:
-            healthy = _lives(process["pid"])
+            healthy = lives(process["pid"])
         shown.append({**process, "health": "healthy" if healthy else "NOT HEALTHY"})
     return shown
 
 
-def _lives(pid: int | None) -> bool:
+def lives(pid: int | None) -> bool:
+    """Returns whether a process with the id runs."""
     if pid is None:
         return False
     try:

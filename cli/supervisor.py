@@ -1,6 +1,7 @@
 """What `orderflow dev` does between its start and Ctrl-C."""
 
 import asyncio
+import dataclasses
 import os
 import pathlib
 import signal
@@ -10,7 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
-from cli import dev_status, sample_orders
+from cli import broker_starts, dev_status, sample_orders
 from devstack.errors import DevstackError
 from devstack.ports import LOOPBACK
 from devstack.system import RECONCILER, ROLES, Ports, System
@@ -23,7 +24,7 @@ _RECONCILED: Final = {"ORDERFLOW_RECONCILER_INTERVAL": "15", "ORDERFLOW_RECONCIL
 _OWN: Final = ("ORDERFLOW_KAFKA_", "ORDERFLOW_DATABASE_", "ORDERFLOW_STATE_DIR", "ORDERFLOW_SERVER_LISTEN")
 
 
-def ports(configured: str, asked: int, *, random_ports: bool) -> Ports:
+def ports(configured: str, asked: int, *, random_ports: bool, brokers: int = 1) -> Ports:
     """Returns the system's ports: `asked` for the server, or what the settings say.
 
     Raises:
@@ -32,8 +33,11 @@ def ports(configured: str, asked: int, *, random_ports: bool) -> Ports:
     host, _, port = configured.rpartition(":")
     if host not in (LOOPBACK, "localhost"):
         raise DevstackError(f"ORDERFLOW_SERVER_LISTEN: `orderflow dev` listens on {LOOPBACK} only, not on {host}")
-    chosen = Ports.chosen() if random_ports else Ports(server=int(port))
-    return Ports(**{**vars(chosen), "server": asked}) if asked else chosen
+    if random_ports:
+        chosen = Ports.chosen(brokers=brokers)
+    else:
+        chosen = dataclasses.replace(Ports.usual(brokers=brokers), server=int(port))
+    return dataclasses.replace(chosen, server=asked) if asked else chosen
 
 
 class Supervisor:
@@ -52,6 +56,7 @@ class Supervisor:
         )
         self._stop = asyncio.Event()
         self._signals = 0
+        self._down: set[str] = set()
 
     async def run(self, *, samples: bool) -> int:
         """Runs until a signal and returns the exit code."""
@@ -119,9 +124,34 @@ class Supervisor:
                 else:
                     self._system.start_stand_in(name)
                 dev_status.write(self._system)
-            for engine, name in ((self._system.kafka, "Kafka"), (self._system.postgres, "PostgreSQL")):
-                if engine is not None and not engine.running:
-                    raise DevstackError(f"{name} ended by itself; see {engine.log_file}")
+            self._watch_brokers()
+            if not self._system.postgres.running:
+                raise DevstackError(f"PostgreSQL ended by itself; see {self._system.postgres.log_file}")
+
+    def _watch_brokers(self) -> None:
+        """Tells which broker ended, and starts again what it is asked to; ends with an error when none is left."""
+        brokers = dev_status.brokers(self._system)
+        if not any(broker.running for broker in brokers.values()):
+            raise DevstackError(f"Kafka ended by itself; see {self._system.brokers[0].log_file}")
+        for name, broker in brokers.items():
+            if broker.running:
+                self._down.discard(name)
+            elif name not in self._down:
+                self._down.add(name)
+                self._console.print(
+                    f"{name} ended with exit code {broker.exit_code} and stays down: "
+                    f"`orderflow dev start-broker {name.removeprefix('kafka-')}` starts it again",
+                    style="yellow",
+                )
+        for number in broker_starts.asked(self._system):
+            broker = self._system.brokers[number - 1]
+            if not broker.running:
+                self._note(f"starting kafka-{number}")
+                try:
+                    broker.start()
+                except DevstackError as error:
+                    self._console.print(f"orderflow: {error}", style="red", markup=False)
+                dev_status.write(self._system)
 
     def _print_addresses(self) -> None:
         system = self._system
@@ -134,7 +164,7 @@ class Supervisor:
             f"""
 gRPC       {system.server_address}
 Metrics    http://{system.metrics_address("server")}/metrics (workers: orderflow dev status)
-Kafka      {LOOPBACK}:{system.ports.kafka}
+Kafka      {system.bootstrap}
 PostgreSQL {LOOPBACK}:{system.ports.postgres} (orderflow dev status -o env)
 Mail       {system.mail_folder}
 Gateway    journal in {system.gateway_journal}

@@ -9,6 +9,7 @@ from devstack.errors import DevstackError
 from devstack.jars import default_cache, ensure_jars
 from devstack.java import java_executable
 from devstack.kafka import KafkaBroker
+from devstack.kafka_cluster import KafkaCluster
 from devstack.ports import free_ports, require_free
 from devstack.postgres import PostgresServer
 from devstack.process import ManagedProcess
@@ -16,6 +17,7 @@ from devstack.process import ManagedProcess
 __all__ = [
     "DevstackError",
     "KafkaBroker",
+    "KafkaCluster",
     "ManagedProcess",
     "PostgresServer",
     "default_cache",

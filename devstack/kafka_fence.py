@@ -5,85 +5,110 @@ old registration, loads a transaction that was decided but not yet marked, canno
 closed, and is then fenced when the old session runs out: for a moment no partition has a leader. Its transaction
 coordinator takes a partition without a leader for a deleted one, skips the marker and records the transaction as
 complete. From then on the partition's last stable offset stands still: readers of committed records see nothing new.
-(Seen in one of four restarts right after a commit; `test_kafka.py` guards it.) Only a cluster of one has this moment.
+(Seen in one of four restarts right after a commit; `test_kafka.py` guards it.) A cluster of several has this moment
+only when all its brokers died: while one lives it leads.
 
 So the broker is fenced while it does not run: a controller alone on its metadata, with a session time so short that the
 absent broker loses its place, for about a second. The broker then starts without a former life. While it runs it is
-never fenced: its session never ends, and a stop hands nothing over.
+never fenced: its session never ends, and a stop hands nothing over. A cluster of several that starts as a whole is
+treated the same way, with all its controllers; one that comes back to the others is not, they have fenced it.
 """
 
+import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from devstack import kafka_properties
 from devstack.errors import DevstackError
-from devstack.ports import LOOPBACK
 from devstack.process import ManagedProcess
 
 _DEADLINE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 
-_PROPERTIES = """\
-# Written by devstack: a controller alone, for a moment before each start of the broker.
-process.roles=controller
-node.id=1
-controller.quorum.voters=1@{host}:{port}
-controller.listener.names=CONTROLLER
-listeners=CONTROLLER://{host}:{port}
-listener.security.protocol.map=CONTROLLER:PLAINTEXT
-log.dirs={data}
-broker.heartbeat.interval.ms=50
-broker.session.timeout.ms=100
-# Something is written this often, so that a longer log proves that what came before is written too.
-metadata.max.idle.interval.ms=50
-"""
-
 # What the controller logs as it replays the metadata and when it is in charge. The jars are pinned, and so are these.
 _ACTIVE = "Activated periodic tasks"
 _CHANGE = re.compile(
-    r"Replayed .*(?:RegisterBrokerRecord|BrokerRegistrationChangeRecord)\(brokerId=1,.* fenced=([-\w]+)"
+    r"Replayed .*(?:RegisterBrokerRecord|BrokerRegistrationChangeRecord)\(brokerId=(\d+),.* fenced=([-\w]+)"
 )
 _FENCED = {"true": True, "1": True, "false": False, "-1": False}
 
 
-def fence(directory: Path, data: Path, port: int, command: list[str]) -> None:
-    """Run the controller alone until the broker is fenced.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A node of the cluster: its folder for settings and log, its formatted storage, its controller's port.
 
-    Args:
-        directory: the broker's folder, for settings and log.
-        data: its formatted storage.
-        port: the controller's port.
-        command: what runs Kafka, without the settings file.
+    `command` is what runs Kafka, without the settings file.
     """
-    settings = directory / "fence.properties"
-    settings.write_text(_PROPERTIES.format(host=LOOPBACK, port=port, data=data))
-    log = directory / "fence.log"
-    log.unlink(missing_ok=True)
-    controller = ManagedProcess("Kafka's controller", [*command, str(settings)], log, pid_file=directory / "fence.pid")
-    controller.start()
+
+    node_id: int
+    directory: Path
+    data: Path
+    port: int
+    command: list[str]
+
+    @property
+    def log(self) -> Path:
+        """Where its controller logs."""
+        return self.directory / "fence.log"
+
+
+def fence(places: Sequence[Place]) -> None:
+    """Run the controllers alone until every broker is fenced. `places` are all nodes, by node id."""
+    controllers = [_controller(place, tuple(each.port for each in places)) for place in places]
     try:
+        for controller in controllers:
+            controller.start()
         until = time.monotonic() + _DEADLINE_SECONDS
-        _wait_for(lambda: fenced(log.read_text(errors="replace")), controller, until)
-        # The controller logs what it decided before it has written it.
-        written = _size(data)
-        _wait_for(lambda: _size(data) > written, controller, until)
+        _wait_for(lambda: fenced([place.log.read_text(errors="replace") for place in places]), controllers, until)
+        # The active controller logs what it decided before it has written it.
+        written = [_size(place.data) for place in places]
+        _wait_for(
+            lambda: all(_size(place.data) > before for place, before in zip(places, written, strict=True)),
+            controllers,
+            until,
+        )
     finally:
-        controller.kill()
+        for controller in controllers:
+            controller.kill()
 
 
-def fenced(log: str) -> bool:
-    """Whether the controller is in charge and the broker's last known state is fenced."""
-    known = [_FENCED[state] for state in _CHANGE.findall(log) if state in _FENCED]
-    return _ACTIVE in log and (not known or known[-1])
+def _controller(place: Place, ports: tuple[int, ...]) -> ManagedProcess:
+    settings = place.directory / "fence.properties"
+    settings.write_text(kafka_properties.controller(place.node_id, ports, place.data))
+    place.log.unlink(missing_ok=True)
+    return ManagedProcess(
+        "Kafka's controller",
+        [*place.command, str(settings)],
+        place.log,
+        pid_file=place.directory / "fence.pid",
+    )
 
 
-def _wait_for(condition: Callable[[], bool], controller: ManagedProcess, until: float) -> None:
+def fenced(logs: Sequence[str]) -> bool:
+    """Whether one controller is in charge, the others know what it knows, and every broker's last state is fenced.
+
+    The others learn only what most of them have written, so a state that all know outlives them.
+    """
+    known = [_states(log) for log in logs]
+    return (
+        any(_ACTIVE in log for log in logs) and all(states == known[0] for states in known) and all(known[0].values())
+    )
+
+
+def _states(log: str) -> dict[str, bool]:
+    """Return which brokers were registered, and whether their last known state is fenced."""
+    return {broker: _FENCED[state] for broker, state in _CHANGE.findall(log) if state in _FENCED}
+
+
+def _wait_for(condition: Callable[[], bool], controllers: Sequence[ManagedProcess], until: float) -> None:
     while not condition():
-        if not controller.running:
-            raise controller.died()
+        for controller in controllers:
+            if not controller.running:
+                raise controller.died()
         if time.monotonic() > until:
-            raise DevstackError(f"Kafka's metadata does not become ready; start again:\n{controller.tail(20)}")
+            raise DevstackError(f"Kafka's metadata does not become ready; start again:\n{controllers[0].tail(20)}")
         time.sleep(_POLL_SECONDS)
 
 

@@ -20,6 +20,7 @@ from devstack import catalogue
 from devstack.errors import DevstackError
 from devstack.jars import ensure_jars
 from devstack.kafka import KafkaBroker
+from devstack.kafka_cluster import KafkaCluster
 from devstack.ports import LOOPBACK, free_ports, require_free
 from devstack.postgres import PostgresServer
 from devstack.process import ManagedProcess
@@ -33,6 +34,10 @@ RECONCILER: Final = "reconciler"
 """A role that runs where it is asked for."""
 STAND_INS: Final = ("gateway", "mail")
 _WITH_HEALTH: Final = (*WORKERS, RECONCILER)
+BROKER_COUNTS: Final = (1, 3)
+KAFKA_FOLDERS: Final = {1: "kafka", 3: "kafka-3"}
+"""Where Kafka's data is, by the number of brokers."""
+
 _ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 _HEALTH_POLL_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 40.0
@@ -59,11 +64,25 @@ class Ports:
     metrics: dict[str, int] = dataclasses.field(
         default_factory=lambda: {role: 9465 + index for index, role in enumerate(_WITH_HEALTH)}
     )
+    more_brokers: tuple[tuple[int, int], ...] = ()
+    """Of each broker beyond the first, Kafka's port and its controller's."""
+
+    @property
+    def brokers(self) -> tuple[tuple[int, int], ...]:
+        """Of each broker, Kafka's port and its controller's."""
+        return ((self.kafka, self.kafka_controller), *self.more_brokers)
 
     @classmethod
-    def chosen(cls) -> "Ports":
+    def usual(cls, *, brokers: int = 1) -> "Ports":
+        """Returns the ports that the system has unless told otherwise."""
+        more = tuple((50092 + 2 * number, 50093 + 2 * number) for number in range(1, brokers))
+        return cls(more_brokers=more)
+
+    @classmethod
+    def chosen(cls, *, brokers: int = 1) -> "Ports":
         """Returns ports that are free at the moment."""
-        return cls.chosen_beside(0)[0]
+        ports, others = cls.chosen_beside(2 * (brokers - 1))
+        return dataclasses.replace(ports, more_brokers=tuple(zip(others[::2], others[1::2], strict=True)))
 
     @classmethod
     def chosen_beside(cls, count: int) -> tuple["Ports", list[int]]:
@@ -85,6 +104,8 @@ class Ports:
         named = {
             "Kafka": self.kafka,
             "Kafka controller": self.kafka_controller,
+            **{f"Kafka {number}": port for number, (port, _) in enumerate(self.more_brokers, 2)},
+            **{f"Kafka controller {number}": port for number, (_, port) in enumerate(self.more_brokers, 2)},
             "PostgreSQL": self.postgres,
             "payment gateway": self.gateway,
             "payment gateway's faults": self.gateway_admin,
@@ -151,9 +172,16 @@ class System:
         self._settings = settings or {}
         self.roles = roles
         self._note = note
-        self.kafka: KafkaBroker | None = None
+        self.kafka: KafkaBroker | KafkaCluster | None = None
         self.postgres = PostgresServer(self.directory / "postgres", ports.postgres)
         self.processes: dict[str, ManagedProcess] = {}
+
+    @property
+    def brokers(self) -> tuple[KafkaBroker, ...]:
+        """Kafka's brokers, once it was launched."""
+        if self.kafka is None:
+            return ()
+        return self.kafka.brokers if isinstance(self.kafka, KafkaCluster) else (self.kafka,)
 
     # -- addresses ---------------------------------------------------------------------------------------------------
 
@@ -161,6 +189,11 @@ class System:
     def server_address(self) -> str:
         """Where callers call."""
         return f"{LOOPBACK}:{self.ports.server}"
+
+    @property
+    def bootstrap(self) -> str:
+        """Where Kafka's clients start from."""
+        return ",".join(f"{LOOPBACK}:{port}" for port, _ in self.ports.brokers)
 
     @property
     def mail_folder(self) -> pathlib.Path:
@@ -184,7 +217,9 @@ class System:
         """Returns the ORDERFLOW_* settings of the system, and of a role if given."""
         environment = {
             **self._settings,
-            "ORDERFLOW_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{self.ports.kafka}",
+            "ORDERFLOW_KAFKA_BOOTSTRAP": self.bootstrap,
+            "ORDERFLOW_KAFKA_REPLICATION_FACTOR": str(len(self.ports.brokers)),
+            "ORDERFLOW_KAFKA_MIN_INSYNC_REPLICAS": str(max(1, len(self.ports.brokers) - 1)),
             "ORDERFLOW_DATABASE_URL": self.postgres.dsn,
             "ORDERFLOW_SERVER_LISTEN": self.server_address,
             "ORDERFLOW_SERVER_METRICS_LISTEN": self.metrics_address("server"),
@@ -220,15 +255,33 @@ class System:
         await self.wait_healthy(self.roles)
 
     async def launch_engines(self) -> None:
-        """Starts Kafka and PostgreSQL."""
+        """Starts Kafka and PostgreSQL.
+
+        Raises:
+            DevstackError: among others, the data is that of another number of brokers.
+        """
+        count = len(self.ports.brokers)
+        self._refuse_data_of_others(count)
         self.mail_folder.mkdir(parents=True, exist_ok=True)
         classpath = await asyncio.to_thread(ensure_jars, None, self._note_jar)
-        self._note("starting Kafka and PostgreSQL")
-        self.kafka = KafkaBroker(
-            self.directory / "kafka", self.ports.kafka, self.ports.kafka_controller, classpath=classpath
-        )
+        self._note("starting Kafka and PostgreSQL" if count == 1 else f"starting {count} Kafka brokers and PostgreSQL")
+        folder = self.directory / KAFKA_FOLDERS[count]
+        if count == 1:
+            self.kafka = KafkaBroker(folder, self.ports.kafka, self.ports.kafka_controller, classpath=classpath)
+        else:
+            self.kafka = KafkaCluster(folder, self.ports.brokers, classpath=classpath)
         self.kafka.start()
         self.postgres.start()
+
+    def _refuse_data_of_others(self, count: int) -> None:
+        """PostgreSQL knows its groups and positions: with another Kafka beside it they would be taken for lost."""
+        for other, name in KAFKA_FOLDERS.items():
+            if other != count and (self.directory / name).exists():
+                raise DevstackError(
+                    f"the data in {self.directory} is that of {_brokers(other)}, not of {_brokers(count)}: start with "
+                    f"--brokers {other}, or set ORDERFLOW_STATE_DIR to another folder, or delete the data with "
+                    "`orderflow dev reset`"
+                )
 
     async def wait_engines(self) -> None:
         """Waits until Kafka and PostgreSQL answer."""
@@ -338,6 +391,10 @@ class System:
             return int(await connection.fetchval(query))
         finally:
             await connection.close(timeout=5)
+
+
+def _brokers(count: int) -> str:
+    return "one broker" if count == 1 else f"{count} brokers"
 
 
 async def is_serving(address: str, service: str = "") -> bool:

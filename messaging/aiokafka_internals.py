@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
@@ -131,9 +131,9 @@ async def discard_consumer(consumer: AIOKafkaConsumer, *, seconds: float) -> Non
         await _ends_well(consumer._client.close(), 1.0)
 
 
-async def close_admin(admin: AIOKafkaAdminClient) -> None:
-    """Closes an admin client within a second. Never fails."""
-    await _ends_well(admin.close(), 1.0)
+async def close_client(client: AIOKafkaClient) -> None:
+    """Closes a bare client within a second. Never fails."""
+    await _ends_well(client.close(), 1.0)
 
 
 async def _ends_well(closing: Awaitable[None], seconds: float) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
@@ -119,3 +120,8 @@ async def started_consumer(
 def admin(settings: KafkaSettings, *, client_id: str) -> AIOKafkaAdminClient:
     """Returns an admin client, not started."""
     return AIOKafkaAdminClient(**_connection(settings, client_id), request_timeout_ms=10_000)
+
+
+def bare(settings: KafkaSettings, *, client_id: str, request_timeout: float) -> AIOKafkaClient:
+    """Returns a client that asks each broker by itself, not started. `request_timeout` is in seconds."""
+    return AIOKafkaClient(**_connection(settings, client_id), request_timeout_ms=int(request_timeout * 1000))

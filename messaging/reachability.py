@@ -1,11 +1,16 @@
-"""Tells whether Kafka answers, for health and for the ingress."""
+"""Tells whether so much of Kafka answers as it takes to acknowledge an order, for health and for the ingress."""
 
 import asyncio
-from typing import Final
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Final
 
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from messaging import aiokafka_internals, clients
+from messaging.topics import ORDERS
 from settings import KafkaSettings
 from telemetry import logs, metrics
 
@@ -13,10 +18,32 @@ log = logs.get()
 
 _INTERVAL_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
+_REQUEST_SECONDS: Final = 2.0
+"""Of one broker: less than all have together, so that the connection to one that is frozen is given up."""
+_AWAY: Final = (KafkaError, OSError, TimeoutError, AssertionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+    """Where a partition is, as one broker knows it: node ids."""
+
+    all: frozenset[int]
+    in_sync: frozenset[int]
+
+
+def can_acknowledge(replicas: Replicas, answering: Iterable[int], *, min_insync: int) -> bool:
+    """Returns whether so many replicas that are in sync answer as an acknowledgement takes.
+
+    What a broker knows may be old: one that is left alone goes on to name the others, for without a majority of the
+    controllers nobody takes them out. So they are asked themselves.
+    """
+    # A topic that was made with fewer replicas than the settings ask for cannot be told to wait for more.
+    wanted = min(min_insync, len(replicas.all))
+    return len(replicas.in_sync.intersection(answering)) >= wanted
 
 
 class KafkaMonitor:
-    """Asks Kafka for its metadata every second. `run` is its life."""
+    """Asks every broker every second. `run` is its life."""
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
         """Connects nothing."""
@@ -26,28 +53,65 @@ class KafkaMonitor:
 
     async def run(self) -> None:
         """Asks until cancelled. A Kafka that does not answer is found within 4 s, one that is back within 4 s."""
-        admin = clients.admin(self._kafka, client_id=self._client_id)
+        client = self._client()
         connected = False
         try:
             while True:
+                answers: dict[int, Any] = {}
+                error = "no broker answers"
                 try:
-                    async with asyncio.timeout(_ANSWER_SECONDS):
-                        if not connected:
-                            await admin.start()
-                            connected = True
-                        await admin.describe_cluster()
-                    self._report(reachable=True)
-                except (KafkaError, OSError, TimeoutError, AssertionError) as error:
-                    self._report(reachable=False, error=type(error).__name__)
+                    if not connected:
+                        async with asyncio.timeout(_ANSWER_SECONDS):
+                            await client.bootstrap()
+                        connected = True
+                    answers = await self._ask(client)
+                except _AWAY as failure:
+                    error = type(failure).__name__
+                if answers:
+                    enough = self._is_enough(answers)
+                    self._report(reachable=enough, error="too few replicas answer")
+                    _learn_brokers(client, answers)
+                else:
+                    self._report(reachable=False, error=error)
                     # A new client starts from the bootstrap list again, so it also finds a cluster that has moved.
-                    await aiokafka_internals.close_admin(admin)
-                    admin = clients.admin(self._kafka, client_id=self._client_id)
+                    await aiokafka_internals.close_client(client)
+                    client = self._client()
                     connected = False
                 await asyncio.sleep(_INTERVAL_SECONDS)
         finally:
-            await aiokafka_internals.close_admin(admin)
+            await aiokafka_internals.close_client(client)
 
-    def _report(self, *, reachable: bool, error: str = "") -> None:
+    def _client(self) -> AIOKafkaClient:
+        return clients.bare(self._kafka, client_id=self._client_id, request_timeout=_REQUEST_SECONDS)
+
+    async def _ask(self, client: AIOKafkaClient) -> dict[int, Any]:
+        """Returns what each broker that answers in time says of the topic that orders come in by."""
+        answers: dict[int, Any] = {}
+
+        async def ask(node_id: int) -> None:
+            try:
+                answers[node_id] = await client.send(node_id, MetadataRequest([ORDERS.name]))
+            except _AWAY:
+                return
+
+        asking = [asyncio.create_task(ask(broker.nodeId)) for broker in client.cluster.brokers()]
+        try:
+            # Those that are frozen keep nobody waiting for longer, and do not hide the others' answers.
+            await asyncio.wait(asking, timeout=_ANSWER_SECONDS)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return answers
+
+    def _is_enough(self, answers: dict[int, Any]) -> bool:
+        """Returns whether some partition can be written to. Without the topic it is enough that Kafka answers."""
+        known = [replicas for answer in answers.values() for replicas in _replicas(answer)]
+        return not known or any(
+            can_acknowledge(replicas, answers, min_insync=self._kafka.min_insync_replicas) for replicas in known
+        )
+
+    def _report(self, *, reachable: bool, error: str) -> None:
         if reachable != self.is_reachable:
             self.is_reachable = reachable
             if reachable:
@@ -55,3 +119,19 @@ class KafkaMonitor:
             else:
                 log.warning("kafka.unreachable", error=error)
         metrics.KAFKA_REACHABLE.set(reachable)
+
+
+def _learn_brokers(client: AIOKafkaClient, answers: dict[int, Any]) -> None:
+    """Tells the client of brokers that came or went, by the longest list: one too many costs an attempt at most."""
+    answer = max(answers.values(), key=lambda each: len(each.brokers))
+    known = {(broker.nodeId, broker.host, broker.port) for broker in client.cluster.brokers()}
+    if {tuple(broker[:3]) for broker in answer.brokers} != known:
+        client.cluster.update_metadata(answer)
+
+
+def _replicas(answer: Any) -> list[Replicas]:
+    return [
+        Replicas(frozenset(partition["replicas"]), frozenset(partition["isr"]))
+        for topic in answer.to_object()["topics"]
+        for partition in topic["partitions"]
+    ]

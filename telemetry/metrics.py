@@ -154,7 +154,9 @@ RECONCILIATION_LAST_SUCCESS = Gauge(
     "orderflow_reconciliation_last_success_timestamp_seconds", "When a reconciliation last came to its end."
 )
 RECONCILED = Counter("orderflow_reconciliation_compared_orders_total", "Orders compared, repeats included.")
-KAFKA_REACHABLE = Gauge("orderflow_kafka_reachable", "1 while Kafka answers.")
+KAFKA_REACHABLE = Gauge(
+    "orderflow_kafka_reachable", "1 while so much of Kafka answers as it takes to acknowledge a record."
+)
 LOOP_LAG = Histogram(
     "orderflow_event_loop_lag_seconds", "How late the process's event loop was, looked at twice a second.",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),

@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import OffsetAndMetadata
 
-from devstack import KafkaBroker, PostgresServer, ensure_jars, free_ports
+from devstack import KafkaBroker, KafkaCluster, PostgresServer, ensure_jars, free_ports
 from messaging import aiokafka_internals, clients, envelope, topic_admin
 from messaging.topics import Topic
 from orderflow.events.v1.order_event_pb2 import OrderEvent
@@ -67,6 +67,12 @@ async def kafka_broker(directory: Path) -> AsyncIterator[KafkaBroker]:
     finally:
         broker.resume()  # a test may have failed while it was suspended
         await broker.stop()
+
+
+def kafka_cluster(directory: Path) -> KafkaCluster:
+    """Returns three brokers on free ports, not started."""
+    ports = free_ports(6)
+    return KafkaCluster(directory, list(zip(ports[::2], ports[1::2], strict=True)), classpath=ensure_jars())
 
 
 def kafka_settings(broker: KafkaBroker) -> KafkaSettings:

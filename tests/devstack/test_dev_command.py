@@ -199,3 +199,40 @@ async def test_a_wrong_setting_stops_the_start_with_its_name(tmp_path: pathlib.P
     assert code == 1
     assert "ORDERFLOW_WORKER_ATTEMPTS" in text
     assert "did you mean ORDERFLOW_KAFKA_BOOTSTRAP" in text
+
+
+async def test_data_of_one_broker_is_not_given_to_three(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    code, text = await run(tmp_path, "--random-ports", "--brokers", "3")
+    assert code == 1
+    assert "is that of one broker, not of 3 brokers" in " ".join(text.split())
+
+
+async def test_brokers_are_one_or_three(tmp_path: pathlib.Path) -> None:
+    code, text = await run(tmp_path, "--brokers", "2")
+    assert code == 2
+    assert "either 1 or 3" in text
+
+
+@pytest.mark.timeout(300)
+async def test_three_brokers_one_of_which_dies_and_is_started_again(tmp_path: pathlib.Path) -> None:
+    async with running(tmp_path, "--no-samples", "--brokers", "3") as dev:
+        await dev.read_until(_HEALTHY, within=150)
+        rows = {row["process"]: row for row in json.loads(await status(tmp_path, "-o", "json"))}
+        assert {"kafka-1", "kafka-2", "kafka-3"} <= rows.keys()
+        variables = await status(tmp_path, "-o", "env")
+        addresses = ",".join(rows[f"kafka-{number}"]["address"] for number in (1, 2, 3))
+        assert f"ORDERFLOW_KAFKA_BOOTSTRAP={addresses}\n" in variables
+        assert "ORDERFLOW_KAFKA_REPLICATION_FACTOR=3\n" in variables
+        assert "ORDERFLOW_KAFKA_MIN_INSYNC_REPLICAS=2\n" in variables
+
+        os.kill(rows["kafka-2"]["pid"], signal.SIGKILL)
+        await dev.read_until(r"kafka-2 ended with exit code -9 and stays down", within=10)
+        code, _ = await run(tmp_path, "status")
+        assert code == 1
+        code, text = await run(tmp_path, "start-broker", "2")
+        assert code == 0, text
+        assert "kafka-2" in await status(tmp_path)
+        code, text = await run(tmp_path, "start-broker", "2")
+        assert code == 1
+        assert "broker 2 runs" in text

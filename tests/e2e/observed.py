@@ -32,10 +32,6 @@ class ObservedSystem(System):
         super().__init__(directory, ports, settings=delays | settings)
         self._own_settings: dict[str, dict[str, str]] = {}
 
-    @property
-    def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.ports.kafka}"
-
     # -- put right ---------------------------------------------------------------------------------------------------
 
     def start_role(self, role: str, settings: dict[str, str] | None = None) -> None:

@@ -573,6 +573,14 @@ MUTANTS = (
         "            return\n            closing",
         "tests/integration/test_publisher.py -k too_large",
     ),
+    Mutant(
+        "a broker that is left alone is believed",
+        "ingress: nothing is handed over where too few replicas answer",
+        "messaging/reachability.py",
+        "replicas.in_sync.intersection(answering)",
+        "replicas.in_sync",
+        "tests/unit/test_reachability.py",
+    ),
     # -- notifications
     Mutant(
         "the intent is stored after the send",
