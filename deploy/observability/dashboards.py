@@ -109,6 +109,8 @@ OVERVIEW: Final = Dashboard(
             "Orders",
             (
                 Panel("By what they came to", "ops", _rate("orderflow_orders_total", "status")),
+                Panel("Open", queries=(("max by (state) (orderflow_orders_open)", "{{state}}"),)),
+                Panel("Overdue", queries=(("max by (state) (orderflow_orders_overdue)", "{{state}}"),)),
                 Panel("From order to end", "s", _quantiles("orderflow_order_completion_seconds", "outcome")),
                 Panel(
                     "Oldest record to handle",
@@ -120,7 +122,14 @@ OVERVIEW: Final = Dashboard(
         ),
         (
             "Dead letters",
-            (Panel("Written", "ops", _rate("orderflow_dead_letters_total", "group, reason")),),
+            (
+                Panel("Written", "ops", _rate("orderflow_dead_letters_total", "group, reason")),
+                Panel(
+                    "Unresolved",
+                    queries=(("max by (group, reason) (orderflow_dead_letters_unresolved)", "{{group}} {{reason}}"),),
+                ),
+                Panel("Oldest unresolved", "s", (("max(orderflow_dead_letter_oldest_age_seconds)", "oldest"),)),
+            ),
         ),
     ),
 )
@@ -224,6 +233,11 @@ MONEY: Final = Dashboard(
             "Money",
             (
                 Panel("Charges and refunds", "ops", _rate("orderflow_payments_total", "outcome")),
+                Panel(
+                    "Oldest unknown charge",
+                    "s",
+                    (("max(orderflow_payments_unknown_oldest_age_seconds)", "oldest"),),
+                ),
                 Panel(
                     "Gateway, bookings and orders differ",
                     queries=(("max by (kind) (orderflow_reconciliation_differences)", "{{kind}}"),),
