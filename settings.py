@@ -107,6 +107,11 @@ class ServerSettings(Section):
         description="Listen on other addresses than loopback without TLS, or without credentials of the callers.",
     )
     metrics_listen: str = pydantic.Field("127.0.0.1:9464", description="Address of /metrics, `host:port`.")
+    health_listen: str = pydantic.Field(
+        "",
+        description="Address of the health service alone, in plaintext, for probes that speak no TLS, `host:port`."
+        " Empty is none: health is on the server's own port anyhow.",
+    )
     default_deadline: Seconds = pydantic.Field(10, description="Limit of a call that brings no deadline, seconds.")
     drain_seconds: Seconds = pydantic.Field(10, description="Limit of finishing open calls on SIGTERM, seconds.")
     watch_limit_seconds: Seconds = pydantic.Field(

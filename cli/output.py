@@ -50,6 +50,8 @@ def _told(error: Exception) -> str | None:
 
     if isinstance(error, SettingsError | MigrationError | TopicAdminError | DevstackError | WritersOpenError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; `orderflow dev` needs what requirements/dev.txt lists"
     if isinstance(error, KafkaError):
         return f"Kafka (ORDERFLOW_KAFKA_BOOTSTRAP): {error!r}"
     if isinstance(error, Permanent) or (isinstance(error, DependencyDown) and error.dependency == "gateway"):

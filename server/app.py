@@ -134,6 +134,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     ]
     if settings.tokens.issuer:
         tasks.append(asyncio.create_task(keys.run(), name="token keys"))
+    if settings.server.health_listen:
+        probes = listener.listen_for_probes(health, settings.server.health_listen)
+        tasks.append(asyncio.create_task(probes, name="health port"))
     with process.metrics_endpoint(settings.server.metrics_listen) as metrics_address:
         try:
             await server.start()

@@ -1,5 +1,6 @@
 """Where the server listens, and what it refuses to do there: nothing leaves loopback without TLS and credentials."""
 
+import asyncio
 from typing import Final
 
 import grpc.aio
@@ -7,6 +8,7 @@ import grpc.aio
 from server import tls
 from settings import Settings, SettingsError
 from telemetry import process
+from telemetry.health import Health
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
@@ -45,6 +47,19 @@ def listen(server: grpc.aio.Server, settings: Settings) -> int:
     if not bound:
         raise SettingsError(f"ORDERFLOW_SERVER_LISTEN: cannot listen on {address}; is the port in use?")
     return bound
+
+
+async def listen_for_probes(health: Health, address: str) -> None:
+    """Serves health alone, in plaintext, until cancelled.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    try:
+        async with health.listening(address, reflects=False):
+            await asyncio.Event().wait()
+    except OSError as error:
+        raise SettingsError(f"ORDERFLOW_SERVER_HEALTH_LISTEN: {error}") from error
 
 
 def _contradictions(settings: Settings) -> list[str]:

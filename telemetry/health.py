@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import grpc
@@ -10,8 +10,12 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+LIVE: Final = "live"
+"""The service that is SERVING as long as the process answers at all, whatever it needs is away: for liveness probes."""
+
 _INTERVAL_SECONDS: Final = 0.25
 _SET_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 0.5
 
 
 class Health:
@@ -30,8 +34,34 @@ class Health:
         reflection.enable_server_reflection(names, server)
         _add_reflection_v1(server, names)
 
+    @contextlib.asynccontextmanager
+    async def listening(self, address: str, *, reflects: bool) -> AsyncIterator[str]:
+        """Serves health, in plaintext, on `host:port` meanwhile; port 0 chooses one. Yields the address.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        if reflects:
+            self.add_to(server)
+        else:
+            health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        host, _, _ = address.rpartition(":")
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise OSError(f"cannot listen on {address}; is the port in use?")
+        await server.start()
+        try:
+            yield f"{host}:{port}"
+        finally:
+            await server.stop(_STOP_SECONDS)
+
     async def run(self) -> None:
         """Keeps the answers up to date until cancelled."""
+        await self._servicer.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         known: bool | None = None
         while True:
             serving = self._is_serving()

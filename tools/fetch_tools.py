@@ -1,7 +1,7 @@
-"""Fetches the programs that the tests use beside ours, where this machine can: those that people debug with.
+"""Fetches the programs that the tests use beside ours, where this machine can.
 
-grpcurl, grpc-health-probe and stripe-mock are built by Go, kcat comes from Debian's packages. Where one cannot be had,
-the tests that need it are skipped and say so.
+grpcurl, grpc-health-probe, kustomize and stripe-mock are built by Go; kcat and promtool come from Debian's
+packages. Where one cannot be had, the tests that need it are skipped and say so.
 """
 
 import os
@@ -9,11 +9,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 GO_TOOLS = {
     "grpcurl": "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4",
     "grpc-health-probe": "github.com/grpc-ecosystem/grpc-health-probe@v0.4.61",
     "stripe-mock": "github.com/stripe/stripe-mock@v0.203.0",
+    "kustomize": "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1",
 }
 
 
@@ -35,13 +37,28 @@ def main() -> None:
     for name, module in GO_TOOLS.items():
         if find(name) is None and shutil.which("go"):
             _try(f"building {name} (once, up to a minute)", ["go", "install", module], {"GOBIN": str(folder())})
-    if find("kcat") is None and shutil.which("apt-get") and os.geteuid() == 0:
+    missing_packages = find("kcat") is None or find("promtool") is None
+    if missing_packages and shutil.which("apt-get") and os.geteuid() == 0:
         _try("updating Debian's package lists", ["apt-get", "update", "-qq"], {})
+    if find("promtool") is None and shutil.which("apt-get"):
+        _take_promtool()
+    if find("kcat") is None and shutil.which("apt-get") and os.geteuid() == 0:
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "kcat"]
         _try("installing kcat", install, {"DEBIAN_FRONTEND": "noninteractive"})
-    missing = [name for name in (*GO_TOOLS, "kcat") if find(name) is None]
+    missing = [name for name in (*GO_TOOLS, "kcat", "promtool") if find(name) is None]
     if missing:
         print(f"not to be had here: {', '.join(missing)}; tests that need them are skipped", file=sys.stderr)  # noqa: T201
+
+
+def _take_promtool() -> None:
+    """Takes it out of the package of Prometheus, which would start a server if it were installed."""
+    with tempfile.TemporaryDirectory(prefix="orderflow-") as name:
+        scratch = pathlib.Path(name)
+        scratch.chmod(0o755)  # apt-get downloads as a user of its own
+        take = f"cd {name} && apt-get download -qq prometheus && dpkg-deb --extract prometheus_*.deb ."
+        _try("fetching promtool", ["sh", "-c", take], {})
+        if (scratch / "usr/bin/promtool").exists():
+            shutil.copy2(scratch / "usr/bin/promtool", folder() / "promtool")
 
 
 def _try(what: str, command: list[str], environment: dict[str, str]) -> None:

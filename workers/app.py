@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
-import grpc.aio
 from aiokafka.errors import KafkaError
 
 from domain.failures import DependencyDown
@@ -562,18 +561,10 @@ def _limits(settings: Settings) -> Limits:
 
 
 async def _serve_health(health: Health, listen: str, stack: AsyncExitStack) -> str:
-    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    health.add_to(server)
-    host, _ = process.split(listen)
     try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise SettingsError(f"ORDERFLOW_WORKER_HEALTH_LISTEN: cannot listen on {listen}; is the port in use?")
-    await server.start()
-    stack.push_async_callback(server.stop, 0.5)
-    return f"{host}:{port}"
+        return await stack.enter_async_context(health.listening(listen, reflects=True))
+    except OSError as error:
+        raise SettingsError(f"ORDERFLOW_WORKER_HEALTH_LISTEN: {error}") from error
 
 
 async def _set_up(parts: _Parts, name: str, registers: tuple[Topic, ...], stop: asyncio.Event) -> bool:

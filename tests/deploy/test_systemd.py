@@ -1,0 +1,70 @@
+"""The units, as systemd itself reads them."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import settings
+from tests.deploy.alerts import ROOT
+
+FOLDER = ROOT / "deploy/systemd"
+UNIT = "orderflow@server.service"
+
+
+@pytest.fixture
+def analyze(tmp_path: pathlib.Path) -> str:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd is not on this machine")
+    # The instance as installed, but for the program, which is not here.
+    unit = (FOLDER / "orderflow@.service").read_text()
+    assert "ExecStart=/opt/orderflow/bin/orderflow run %i\n" in unit
+    (tmp_path / UNIT).write_text(unit.replace("/opt/orderflow/bin/orderflow", "/bin/true"))
+    shutil.copytree(FOLDER / f"{UNIT}.d", tmp_path / f"{UNIT}.d")
+    return program
+
+
+def run(folder: pathlib.Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout + done.stderr
+
+
+def test_systemd_has_nothing_to_say(analyze: str, tmp_path: pathlib.Path) -> None:
+    assert run(tmp_path, analyze, "verify", f"./{UNIT}") == ""
+
+
+def test_systemd_would_see_a_misspelt_line(analyze: str, tmp_path: pathlib.Path) -> None:
+    """It exits with 0 all the same: what it prints is what counts."""
+    unit = tmp_path / UNIT
+    unit.write_text(unit.read_text().replace("TimeoutStopSec=", "TimeoutStopSecs="))
+    assert "TimeoutStopSecs" in run(tmp_path, analyze, "verify", f"./{UNIT}")
+
+
+def test_it_is_shut_in(analyze: str, tmp_path: pathlib.Path) -> None:
+    told = run(tmp_path, analyze, "security", "--offline=true", f"./{UNIT}")
+    (score,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", told)
+    assert float(score) <= 2.0
+
+
+def test_a_stop_has_time_to_drain() -> None:
+    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", (FOLDER / "orderflow@.service").read_text(), re.MULTILINE)
+    server = values("server.env")
+    delay = float(server["ORDERFLOW_SERVER_SHUTDOWN_DELAY_SECONDS"])
+    assert int(stop) >= delay + settings.ServerSettings().drain_seconds + 5 + 5
+    assert int(stop) >= settings.WorkerSettings().drain_seconds + 5
+
+
+def values(name: str) -> dict[str, str]:
+    lines = [line for line in (FOLDER / name).read_text().splitlines() if line and not line.startswith("#")]
+    return {line.partition("=")[0]: line.partition("=")[2].strip('"') for line in lines}
+
+
+@pytest.mark.parametrize("names", [("orderflow.env",), ("orderflow.env", "server.env")], ids=len)
+def test_what_is_set_are_settings(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in names:
+        for variable, value in values(name).items():
+            monkeypatch.setenv(variable, value)
+    assert settings.load().kafka.min_insync_replicas == 2
