@@ -60,7 +60,7 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml generated/pyproject.toml
 		-e generated -e clients -e .
 	@touch $@
 
-tools: install ## Fetch grpcurl, grpc-health-probe, stripe-mock and kcat for the tests, where this machine can.
+tools: install ## Fetch grpcurl, grpc-health-probe, stripe-mock, kcat and Chromium for the tests, where this machine can.
 	@$(BIN)/python tools/fetch_tools.py
 
 clean: ## Remove the virtual environment and the development data.

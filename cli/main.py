@@ -4,7 +4,7 @@ import importlib.metadata
 
 import typer
 
-from cli import db, dev, dlq, order, reconcile, run, stock, topics
+from cli import console, db, dev, dlq, order, reconcile, run, stock, topics
 from cli.output import fail_on_error
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(stock.app, name="stock")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(dev.app, name="dev")
 app.command("reconcile")(reconcile.reconcile)
+app.command()(console.console)
 
 
 @app.command()

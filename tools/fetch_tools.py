@@ -1,7 +1,7 @@
 """Fetches the programs that the tests use beside ours, where this machine can: those that people debug with.
 
-grpcurl, grpc-health-probe and stripe-mock are built by Go, kcat comes from Debian's packages. Where one cannot be had,
-the tests that need it are skipped and say so.
+grpcurl, grpc-health-probe and stripe-mock are built by Go, kcat and Chromium come from Debian's packages. Where one
+cannot be had, the tests that need it are skipped and say so.
 """
 
 import os
@@ -15,6 +15,7 @@ GO_TOOLS = {
     "grpc-health-probe": "github.com/grpc-ecosystem/grpc-health-probe@v0.4.61",
     "stripe-mock": "github.com/stripe/stripe-mock@v0.203.0",
 }
+DEBIAN_PACKAGES = ("kcat", "chromium")
 
 
 def folder() -> pathlib.Path:
@@ -35,11 +36,13 @@ def main() -> None:
     for name, module in GO_TOOLS.items():
         if find(name) is None and shutil.which("go"):
             _try(f"building {name} (once, up to a minute)", ["go", "install", module], {"GOBIN": str(folder())})
-    if find("kcat") is None and shutil.which("apt-get") and os.geteuid() == 0:
+    packages = [name for name in DEBIAN_PACKAGES if find(name) is None]
+    if packages and shutil.which("apt-get") and os.geteuid() == 0:
         _try("updating Debian's package lists", ["apt-get", "update", "-qq"], {})
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "kcat"]
-        _try("installing kcat", install, {"DEBIAN_FRONTEND": "noninteractive"})
-    missing = [name for name in (*GO_TOOLS, "kcat") if find(name) is None]
+        for name in packages:
+            install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", name]
+            _try(f"installing {name}", install, {"DEBIAN_FRONTEND": "noninteractive"})
+    missing = [name for name in (*GO_TOOLS, *DEBIAN_PACKAGES) if find(name) is None]
     if missing:
         print(f"not to be had here: {', '.join(missing)}; tests that need them are skipped", file=sys.stderr)  # noqa: T201
 

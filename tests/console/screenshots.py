@@ -1,0 +1,67 @@
+"""Takes the pictures of docs/console.md anew: `python -m tests.console.screenshots`."""
+
+import asyncio
+import pathlib
+import sys
+
+from playwright.async_api import Browser, Page
+
+from tests.console import content
+from tests.console.browser import DESKTOP, PHONE, launched, page
+from tests.console.system import System, console, system
+
+IMAGES = pathlib.Path(__file__).parents[2] / "docs" / "images"
+
+
+async def take(opened: Page, path: str, name: str, folder: pathlib.Path, *, whole: bool = True) -> None:
+    """Opens a path and keeps its picture once it is kept up to date."""
+    await opened.goto(path)
+    await opened.locator("#live", has_text="live").wait_for()
+    await opened.screenshot(path=folder / f"console-{name}.png", full_page=whole)
+
+
+async def flow(of: System) -> None:
+    """Lets the counters gain, evenly."""
+    for number in range(1, 30):
+        of.metrics.pages["server"] = content.orders_in(206 * number + (number % 7) * 15)
+        await asyncio.sleep(0.5)
+
+
+async def shoot(browser: Browser, folder: pathlib.Path) -> None:
+    """Takes them all."""
+    async with system() as of:
+        metrics = await content.processes(of, gateway="open")
+        made = await content.a_day(of)
+        for _ in range(13):
+            of.give_up(made["declined"], group="order-processor", error_class="SKU_UNKNOWN", message="no such SKU")
+        async with console(of, metrics=metrics) as url:
+            async with page(browser, url, color_scheme="light") as opened:
+                await opened.goto("/")
+                await flow(of)
+                await take(opened, "/", "overview", folder)
+                await take(opened, f"/orders/{made['paid']}", "order", folder)
+                await opened.goto("/dead-letters")
+                await opened.screenshot(path=folder / "console-dead-letters.png", full_page=True)
+                await opened.get_by_role("button", name="Plan a replay").click()
+                await opened.screenshot(path=folder / "console-plan.png", full_page=True)
+            async with page(browser, url, color_scheme="dark") as opened:
+                await take(opened, "/", "overview-dark", folder)
+                await take(opened, f"/orders/{made['given up']}", "order-dark", folder)
+                await opened.goto(f"/dead-letters/{made['letter']}/discard")
+                await opened.screenshot(path=folder / "console-discard-dark.png", full_page=True)
+            async with page(browser, url, color_scheme="light") as opened:
+                await opened.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
+                await take(opened, "/", "overview-phone", folder)
+                await take(opened, "/stuck", "stuck-phone", folder)
+                await take(opened, f"/orders/{made['paid']}", "order-phone", folder)
+            assert DESKTOP["width"] > PHONE["width"]
+
+
+async def main(folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    async with launched() as browser:
+        await shoot(browser, folder)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES))
