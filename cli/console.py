@@ -7,7 +7,7 @@ import sys
 import typer
 
 import settings
-from cli.connection import Connection, connected
+from cli.connection import Connection, connected, usage
 
 
 @connected
@@ -19,6 +19,7 @@ def console(
     ),
 ) -> None:
     """Serve the operators' web page, which calls the server with your credentials."""
+    from console import listener
     from console.api import Server
     from console.app import serve
     from telemetry import logs, process
@@ -37,9 +38,19 @@ def console(
             stop,
             connect=connect,
             own_token=connection.bearer,
-            lends_credentials=bool(connection.bearer() or connection.tls_certificate),
+            lends_credentials=lends_credentials,
             started=lambda address: typer.echo(f"The console is at {address} - Ctrl-C ends it.", err=True),
         )
 
+    async def check() -> None:
+        await connect().close()
+
+    # Before anything is logged: what is wrong with the flags is one line.
+    lends_credentials = bool(connection.bearer() or connection.tls_certificate)
+    listener.check(loaded.console, lends_credentials=lends_credentials)
+    try:
+        asyncio.run(check())
+    except ValueError as error:
+        raise usage(connection.target, error) from None
     logs.configure("console", form=loaded.log.format, level=loaded.log.level)
     sys.exit(process.run(main))

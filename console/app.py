@@ -81,7 +81,12 @@ def application(console: Console) -> ASGIApp:
         Route("/livez", _alive),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
-    handlers: dict[Any, Any] = {ApiError: _call_failed, SignInNeeded: _sign_in, FormRefused: _form_refused, HTTPException: _no_page}
+    handlers: dict[Any, Any] = {
+        ApiError: _call_failed,
+        SignInNeeded: _sign_in,
+        FormRefused: _form_refused,
+        HTTPException: _no_page,
+    }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.console = console
     settings = console.settings
@@ -112,6 +117,7 @@ async def serve(
             uvicorn.Config(
                 application(console),
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 lifespan="off",
                 ws="none",
@@ -159,11 +165,17 @@ def _visitor(request: Request) -> Visit:
 async def _call_failed(request: Request, error: ApiError) -> Response:
     visitor = _visitor(request)
     if error.code is grpc.StatusCode.UNAUTHENTICATED and visitor.console.own_token() is None:
-        return see("/sign-in", then=request.url.path)
+        return _to_sign_in(request)
     return visitor.page("problem.html", status=_STATUSES.get(error.code, 502), error=error)
 
 
 async def _sign_in(request: Request, _: SignInNeeded) -> Response:
+    return _to_sign_in(request)
+
+
+def _to_sign_in(request: Request) -> Response:
+    if request.url.path.endswith("/live"):  # not a page: what would be shown in one is not to be a form
+        return PlainTextResponse("sign in again\n", status_code=401)
     return see("/sign-in", then=request.url.path)
 
 

@@ -13,7 +13,7 @@ from console import stuck
 from console.api import Api, ApiError
 from console.flow import Flow, Funnel
 from console.scraping import Scraper
-from console.stuck import StuckOrders
+from console.stuck import Found, StuckOrders
 from console.workers import Worker, workers
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Board:
         self._flow = flow
         self._overdue = overdue
         self._reasons: Known[Sequence[DeadLetterSummary]] = Known()
-        self._stuck: Known[StuckOrders] = Known()
+        self._stuck: Known[Found] = Known()
         self._looked_at = -_STUCK_SECONDS
 
     async def read(self) -> Snapshot:
@@ -85,13 +85,17 @@ class Board:
         now = time.time()
         shown = workers(self._scraper.processes, now)
         self._reasons = await _asked(self._reasons, self._api.dead_letter_reasons, now)
-        if now - self._looked_at >= _STUCK_SECONDS or self._stuck.unknown_since is not None:
+        is_away = self._reasons.unknown_since is not None or self._stuck.unknown_since is not None
+        if is_away or now - self._looked_at >= _STUCK_SECONDS:
             self._looked_at = now
-            self._stuck = await _asked(self._stuck, lambda: self._find(shown), now)
-        return Snapshot(now, shown, self._flow.funnel(), self._reasons, self._stuck)
+            self._stuck = await _asked(self._stuck, self._find, now)
+        found, at = self._stuck.value, datetime.datetime.fromtimestamp(now, datetime.UTC)
+        explained = None if found is None else found.explained(shown, at)
+        known = Known(explained, self._stuck.unknown_since, self._stuck.problem)
+        return Snapshot(now, shown, self._flow.funnel(), self._reasons, known)
 
-    async def _find(self, shown: Sequence[Worker]) -> StuckOrders:
-        return await stuck.find(self._api, shown, overdue=self._overdue, now=datetime.datetime.now(datetime.UTC))
+    async def _find(self) -> Found:
+        return await stuck.find(self._api, overdue=self._overdue, now=datetime.datetime.now(datetime.UTC))
 
 
 class Boards:

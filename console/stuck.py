@@ -71,9 +71,25 @@ class StuckOrders:
     is_complete: bool
 
 
-async def find(
-    api: Api, workers: Sequence[Worker], *, overdue: datetime.timedelta, now: datetime.datetime
-) -> StuckOrders:
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Orders that should have moved on, and the newest unresolved dead letter of each order that has one."""
+
+    orders: Sequence["Order"]
+    letters: Mapping[str, DeadLetterEntry]
+    is_complete: bool
+
+    def explained(self, workers: Sequence[Worker], now: datetime.datetime) -> StuckOrders:
+        """Returns them with the reason of each, by what holds the workers up now."""
+        orders = [
+            StuckOrder(each, _age(each, now), why(each, self.letters.get(each.order_id), workers, now))
+            for each in self.orders
+        ]
+        orders.sort(key=lambda each: (not each.why.needs_operator, -each.age))
+        return StuckOrders(orders, self.is_complete)
+
+
+async def find(api: Api, *, overdue: datetime.timedelta, now: datetime.datetime) -> Found:
     """Looks for orders that wait for longer than `overdue`, and for cancelled ones whose money is not given back.
 
     Raises:
@@ -89,9 +105,7 @@ async def find(
     orders = [order for order in waiting.orders if _age(order, now) >= overdue]
     orders += [o for o in cancelled.orders if o.payment_status in _OWED and _age(o, now) >= overdue]
     letters = await _letters(api) if orders else {}
-    found = [StuckOrder(each, _age(each, now), why(each, letters.get(each.order_id), workers, now)) for each in orders]
-    found.sort(key=lambda each: (not each.why.needs_operator, -each.age))
-    return StuckOrders(found, not waiting.next_token and not cancelled.next_token)
+    return Found(orders, letters, not waiting.next_token and not cancelled.next_token)
 
 
 async def _letters(api: Api) -> Mapping[str, DeadLetterEntry]:
@@ -117,7 +131,7 @@ def why(order: "Order", letter: DeadLetterEntry | None, workers: Sequence[Worker
         return _given_up(order, letter)
     worker_name = DECIDED_BY[order.status]
     worker = next((each for each in workers if each.name == worker_name), None)
-    if worker is None:
+    if worker is None or (not worker.up and not worker.is_down):
         return Why(f"Unknown: the console has no metrics of {worker_name}", "Look at that process yourself")
     held_up = _held_up(worker)
     if held_up is not None:

@@ -43,8 +43,8 @@ class Worker:
 
     @property
     def is_down(self) -> bool:
-        """Whether none of its processes answers."""
-        return not self.up
+        """Whether none of its processes answers. Before the first look nobody knows."""
+        return not self.up and self.down_since is not None
 
     @property
     def held_up_by(self) -> str:

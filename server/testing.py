@@ -243,9 +243,7 @@ class _Store:
             self.changed([event.order.order_id])
         return event.order
 
-    def add_entry(
-        self, order_id: str, time: datetime.datetime, entry_id: str, what: OrderEvent | DeadLetter
-    ) -> None:
+    def add_entry(self, order_id: str, time: datetime.datetime, entry_id: str, what: OrderEvent | DeadLetter) -> None:
         """Adds what is no event of the order's life to its history."""
         self.others.setdefault(order_id, []).append(HistoryRow(HistoryPosition(time, 0, entry_id), what))
 

@@ -1,5 +1,6 @@
 """A working day: orders in every state, dead letters, and processes with something to say."""
 
+import asyncio
 import time
 
 from orderflow_client import NotificationChannel, OrdersClient, item
@@ -12,7 +13,7 @@ orderflow_order_events_total{{type="ORDER_PAID"}} {paid}
 orderflow_order_events_total{{type="NOTIFICATION_SENT"}} {told}
 orderflow_order_events_total{{type="ORDER_REJECTED"}} {rejected}
 orderflow_order_events_total{{type="PAYMENT_FAILED"}} {declined}
-rpc_server_call_duration_seconds_count{{rpc_method="orderflow.orders.v1.OrderService/CreateOrder",rpc_status_code="OK"}} {created}
+rpc_server_call_duration_seconds_count{{rpc_method="orderflow.orders.v1.OrderService/CreateOrder"}} {created}
 """
 
 
@@ -80,13 +81,17 @@ async def place(orders: OrdersClient, **fields: object) -> str:
     return placed.order.order_id
 
 
-async def a_day(system: System) -> dict[str, str]:
-    """Places orders of every kind and returns their ids by what became of them."""
+async def a_day(system: System, *, pause: float = 0) -> dict[str, str]:
+    """Places orders of every kind and returns their ids by what became of them. `pause`: seconds between two steps."""
     server = system.orders
     async with OrdersClient(server.target) as orders:
         made = {name: await place(orders) for name in ("paid", "declined", "rejected", "shipped", "given up", "waits")}
+        server.process(made["paid"])
+        await asyncio.sleep(4 * pause)
         server.pay(made["paid"])
+        await asyncio.sleep(pause)
         server.notify(made["paid"])
+        await asyncio.sleep(2 * pause)
         server.notify(made["paid"], NotificationChannel.NOTIFICATION_CHANNEL_SMS)
         server.decline(made["declined"])
         server.reject(made["rejected"])

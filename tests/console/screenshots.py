@@ -31,7 +31,7 @@ async def shoot(browser: Browser, folder: pathlib.Path) -> None:
     """Takes them all."""
     async with system() as of:
         metrics = await content.processes(of, gateway="open")
-        made = await content.a_day(of)
+        made = await content.a_day(of, pause=0.02)
         for _ in range(13):
             of.give_up(made["declined"], group="order-processor", error_class="SKU_UNKNOWN", message="no such SKU")
         async with console(of, metrics=metrics) as url:
@@ -58,10 +58,11 @@ async def shoot(browser: Browser, folder: pathlib.Path) -> None:
 
 
 async def main(folder: pathlib.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     async with launched() as browser:
         await shoot(browser, folder)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES))
+    chosen = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
+    chosen.mkdir(parents=True, exist_ok=True)
+    asyncio.run(main(chosen))

@@ -1,4 +1,4 @@
-"""A console in this process, in front of the real servicers over memory and of processes that say what they are told."""
+"""A console in this process, in front of the real servicers over memory and of processes that say what is asked."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 
@@ -199,13 +199,22 @@ class System:
     letters: MemoryDeadLetters
     replayed: Replayed
     metrics: Metrics
-    url: str = ""
+    stopping: contextlib.AsyncExitStack
+
+    @property
+    def target(self) -> str:
+        """Where the gRPC server listens."""
+        return self.orders.target
 
     def give_up(self, order_id: str, *, group: str, error_class: str, message: str = "") -> str:
         """Has a group give up on an order's last record and returns the dead letter's identifier."""
         return self.letters.add(
             self.orders.give_up(order_id, group=group, error_class=error_class, error_message=message)
         )
+
+    async def stop_server(self) -> None:
+        """Takes the gRPC server away."""
+        await self.stopping.aclose()
 
     def age(self, order_id: str, seconds: float) -> None:
         """Lets an order have stood where it does for so long."""
@@ -214,24 +223,30 @@ class System:
             time.FromDatetime(time.ToDatetime() - datetime.timedelta(seconds=seconds))
 
 
+class Served(Protocol):
+    """What a console is put in front of."""
+
+    @property
+    def target(self) -> str: ...
+
+
 @contextlib.asynccontextmanager
 async def system() -> AsyncIterator[System]:
     """Serves orders and dead letters, without a console."""
     letters, replayed, metrics = MemoryDeadLetters(), Replayed(), Metrics()
-    service = DeadLetterService(
-        letters=letters, publisher=replayed, kafka=KafkaSettings(), settings=ServerSettings()
-    )
+    service = DeadLetterService(letters=letters, publisher=replayed, kafka=KafkaSettings(), settings=ServerSettings())
 
     def add(server: grpc.aio.Server) -> None:
         add_DeadLetterServiceServicer_to_server(service, server)
 
-    async with OrdersTestServer(add_services=add) as orders:
-        yield System(orders, letters, replayed, metrics)
+    async with contextlib.AsyncExitStack() as stopping:
+        orders = await stopping.enter_async_context(OrdersTestServer(add_services=add))
+        yield System(orders, letters, replayed, metrics, stopping)
     await metrics.close()
 
 
 @contextlib.asynccontextmanager
-async def console(of: System, *, token: str | None = None, **settings: Any) -> AsyncIterator[str]:
+async def console(of: Served, *, token: str | None = None, **settings: Any) -> AsyncIterator[str]:
     """Serves a console meanwhile, as `orderflow console` does, and yields its address."""
     stop = asyncio.Event()
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -240,7 +255,7 @@ async def console(of: System, *, token: str | None = None, **settings: Any) -> A
         serve(
             ConsoleSettings(**chosen),
             stop,
-            connect=lambda: Server(of.orders.target),
+            connect=lambda: Server(of.target),
             own_token=lambda: token,
             lends_credentials=token is not None,
             started=address.set_result,
@@ -249,9 +264,8 @@ async def console(of: System, *, token: str | None = None, **settings: Any) -> A
     await asyncio.wait((task, address), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
-    of.url = address.result()
     try:
-        yield of.url
+        yield address.result()
     finally:
         stop.set()
         await task
