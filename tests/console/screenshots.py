@@ -2,12 +2,13 @@
 
 import asyncio
 import pathlib
+import re
 import sys
 
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
 from tests.console import content
-from tests.console.browser import DESKTOP, PHONE, launched, page
+from tests.console.browser import PHONE, launched, page
 from tests.console.system import System, console, system
 
 IMAGES = pathlib.Path(__file__).parents[2] / "docs" / "images"
@@ -27,34 +28,42 @@ async def flow(of: System) -> None:
         await asyncio.sleep(0.5)
 
 
+async def replay(opened: Page, folder: pathlib.Path) -> None:
+    """Takes a plan's picture while it runs."""
+    await opened.goto("/dead-letters?error_class=SKU_UNKNOWN")
+    await opened.get_by_role("button", name="Plan a replay").click()
+    await opened.get_by_label("Why, for the history").fill("the SKU is there now")
+    await opened.get_by_label("Records per second").fill("200")
+    await opened.get_by_label("to confirm").fill("1000")
+    await opened.get_by_role("button", name="Replay 1,000 records").click()
+    await expect(opened.locator("#progress")).to_have_attribute("value", re.compile("^[3-9][0-9]{2}$"))
+    await opened.screenshot(path=folder / "console-plan.png")
+
+
 async def shoot(browser: Browser, folder: pathlib.Path) -> None:
     """Takes them all."""
     async with system() as of:
         metrics = await content.processes(of, gateway="open")
         made = await content.a_day(of, pause=0.02)
-        for _ in range(13):
-            of.give_up(made["declined"], group="order-processor", error_class="SKU_UNKNOWN", message="no such SKU")
+        for _ in range(14):
+            of.give_up(made["shipped"], group="notification-email", error_class="SMTP_REFUSED", message="550 refused")
         async with console(of, metrics=metrics) as url:
             async with page(browser, url, color_scheme="light") as opened:
                 await opened.goto("/")
                 await flow(of)
                 await take(opened, "/", "overview", folder)
                 await take(opened, f"/orders/{made['paid']}", "order", folder)
-                await opened.goto("/dead-letters")
+                await opened.goto("/dead-letters?group=payment-processor")
                 await opened.screenshot(path=folder / "console-dead-letters.png", full_page=True)
-                await opened.get_by_role("button", name="Plan a replay").click()
-                await opened.screenshot(path=folder / "console-plan.png", full_page=True)
+                for _ in range(1_000):
+                    of.give_up(made["declined"], group="order-processor", error_class="SKU_UNKNOWN")
+                await replay(opened, folder)
             async with page(browser, url, color_scheme="dark") as opened:
                 await take(opened, "/", "overview-dark", folder)
-                await take(opened, f"/orders/{made['given up']}", "order-dark", folder)
-                await opened.goto(f"/dead-letters/{made['letter']}/discard")
-                await opened.screenshot(path=folder / "console-discard-dark.png", full_page=True)
             async with page(browser, url, color_scheme="light") as opened:
                 await opened.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
-                await take(opened, "/", "overview-phone", folder)
-                await take(opened, "/stuck", "stuck-phone", folder)
-                await take(opened, f"/orders/{made['paid']}", "order-phone", folder)
-            assert DESKTOP["width"] > PHONE["width"]
+                await take(opened, "/", "overview-phone", folder, whole=False)
+                await take(opened, "/stuck", "stuck-phone", folder, whole=False)
 
 
 async def main(folder: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 import console
+import settings
 from console import explanation, metric_names, stuck, timeline, words
 from console.flow import Flow
 from console.scraping import Address, Process, Scraper, addresses, parsed
@@ -313,3 +314,17 @@ def _seen(sessions: Sessions, session_id: str, cookie: str = "__Host-orderflow-c
 
     headers = [(b"cookie", f"{cookie}={session_id}".encode())]
     return sessions.of(Request({"type": "http", "headers": headers})).token
+
+
+def test_the_pages_about_it_name_what_is_there() -> None:
+    root = pathlib.Path(__file__).parents[2]
+    section = (root / "docs/security.md").read_text().partition("## The console")[2].partition("## Checklist")[0]
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", section)
+    assert len(named) > 8
+    for file, function in named:
+        assert f"def {function}(" in (root / "tests/console" / file).read_text(), function
+    page = (root / "docs/console.md").read_text()
+    shown = set(re.findall(r"\]\(images/([^)]+)\)", page))
+    assert shown == {path.name for path in (root / "docs/images").glob("console-*.png")}
+    names = set(re.findall(r"ORDERFLOW_[A-Z_]+[A-Z]", page)) - {"ORDERFLOW_CONSOLE"}
+    assert names <= set(settings.variables())
