@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_RATE: Final = 20
 LARGEST_RATE: Final = 1_000
 _LOOK_SECONDS: Final = 0.5
+_NOTHING: Final = {"reason": "", "rate": ""}
 
 
 async def make(request: "Request") -> "Response":
@@ -32,7 +33,7 @@ async def make(request: "Request") -> "Response":
 async def plan(request: "Request") -> "Response":
     """Shows a plan: what is in it, and how far it is."""
     asked = visit(request)
-    return asked.page("plan.html", **await _state(asked, request.path_params["plan_id"]), wrong="")
+    return asked.page("plan.html", **await _state(asked, request.path_params["plan_id"]), wrong="", typed=_NOTHING)
 
 
 async def plan_live(request: "Request") -> "Response":
@@ -56,11 +57,12 @@ async def apply(request: "Request") -> "Response":
     elif not fields.get("reason", "").strip():
         wrong = "Say why, for the history."
     if wrong:
-        return asked.page("plan.html", status=422, **state, wrong=wrong)
+        return asked.page("plan.html", status=422, **state, wrong=wrong, typed=_NOTHING | fields)
     try:
         asked.console.replays.start(asked.api, plan_id, reason=fields["reason"].strip()[:255], rate=int(rate))
     except TooManyReplays:
-        return asked.page("plan.html", status=503, **state, wrong=f"{MOST} replays run already: wait for one to end.")
+        wrong = f"{MOST} replays run already: wait for one to end."
+        return asked.page("plan.html", status=503, **state, wrong=wrong, typed=fields)
     return see(f"/plans/{plan_id}")
 
 

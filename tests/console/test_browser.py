@@ -122,7 +122,7 @@ async def test_a_plan_asks_for_its_size_and_can_be_stopped_from_another_page(
         await opened.get_by_role("button", name="Replay 200 records").click()
         await expect(opened.get_by_role("alert")).to_have_text("Type 200 to confirm.")
         assert of.replayed.records == []
-        await opened.get_by_label("Why, for the history").fill("try")
+        await expect(opened.get_by_label("Why, for the history")).to_have_value("try")
         await opened.get_by_label("to confirm").fill("200")
         await opened.get_by_role("button", name="Replay 200 records").click()
         await expect(opened.locator(".lead")).to_contain_text("RUNNING")
