@@ -60,7 +60,7 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml generated/pyproject.toml
 		-e generated -e clients -e .
 	@touch $@
 
-tools: install ## Fetch the programs that tests use beside ours, such as grpcurl and promtool, where this machine can.
+tools: install ## Fetch the programs that tests use beside ours, such as grpcurl, promtool and Chromium, where this machine can.
 	@$(BIN)/python tools/fetch_tools.py
 
 clean: ## Remove the virtual environment and the development data.

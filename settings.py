@@ -486,6 +486,49 @@ class RetentionSettings(Section):
         return days | {"order_views": self.orders_days, "erased_records": self.erasures_days}
 
 
+class ConsoleSettings(Section):
+    """The operators' console."""
+
+    model_config = _section("CONSOLE_")
+
+    listen: str = pydantic.Field("127.0.0.1:51051", description="Address to listen on, `host:port`.")
+    insecure: bool = pydantic.Field(
+        False, description="Listen on other addresses than loopback without TLS, where something in front does it."
+    )
+    tls_certificate_file: str | None = pydantic.Field(
+        None, description="PEM file of the console's certificate and its chain. Without it there is no TLS."
+    )
+    tls_key_file: str | None = pydantic.Field(None, description="PEM file of the certificate's key, not encrypted.")
+    hosts: str = pydantic.Field(
+        "",
+        pattern=r"^([A-Za-z0-9.-]+(,[A-Za-z0-9.-]+)*)?$",
+        description="Names that browsers reach it by, comma-separated, beside its own address and loopback's names.",
+    )
+    metrics: str = pydantic.Field(
+        "server=127.0.0.1:9464",
+        pattern=r"^([a-z0-9-]+=[^=,\s/]+:[0-9]+(,[a-z0-9-]+=[^=,\s/]+:[0-9]+)*)?$",
+        description="Where processes serve /metrics, `name=host:port`, comma-separated. A name comes once for each "
+        "process of it: `order-processor=a:9465,order-processor=b:9465`.",
+    )
+    refresh_seconds: Seconds = pydantic.Field(
+        2, ge=0.2, description="How often what is on show is read anew while somebody looks, seconds."
+    )
+    overdue_seconds: Seconds = pydantic.Field(
+        60, description="An order that is CREATED or PROCESSING for longer is shown as stuck, seconds."
+    )
+    max_streams: int = pydantic.Field(100, ge=1, description="Pages that are kept up to date at once.")
+    order_traces_url: str | None = pydantic.Field(
+        None,
+        pattern=r"^https?://.*\{order_id\}",
+        description="Link to the traces of an order at your tracing backend, with `{order_id}` in it.",
+    )
+    trace_url: str | None = pydantic.Field(
+        None,
+        pattern=r"^https?://.*\{trace_id\}",
+        description="Link to one trace there, with `{trace_id}` in it.",
+    )
+
+
 class LogSettings(Section):
     """Logs."""
 
@@ -516,6 +559,7 @@ class Settings(pydantic.BaseModel):
     sms: SmsSettings
     notification: NotificationSettings
     retention: RetentionSettings
+    console: ConsoleSettings
     log: LogSettings
 
 

@@ -54,20 +54,14 @@ class Connection:
     @contextlib.contextmanager
     def orders(self) -> Iterator["SyncOrdersClient"]:
         """Connects to the order service. A call's error is one line and exit code 64 + its gRPC code."""
-        from orderflow_client import SyncOrdersClient, tls
+        from orderflow_client import SyncOrdersClient
 
-        with_tls = self.tls or self.tls_ca or self.tls_certificate or self.tls_key
         try:
-            credentials = (
-                tls(root_certificates=self.tls_ca, certificate=self.tls_certificate, private_key=self.tls_key)
-                if with_tls
-                else None
-            )
             client = SyncOrdersClient(
-                self.target, channel_credentials=credentials, token=self._bearer(), insecure=self.insecure
+                self.target, channel_credentials=self.credentials(), token=self.bearer(), insecure=self.insecure
             )
         except ValueError as error:
-            raise _usage(self.target, error) from None
+            raise usage(self.target, error) from None
         with client, _exit_code():
             yield client
 
@@ -79,10 +73,23 @@ class Connection:
         from cli.bearer import BearerInterceptor
 
         with self.orders() as client:
-            token = self._bearer()
+            token = self.bearer()
             yield grpc.intercept_channel(client.channel, BearerInterceptor(token)) if token else client.channel
 
-    def _bearer(self) -> str | None:
+    def credentials(self) -> "grpc.ChannelCredentials | None":
+        """Returns the channel's, None for plaintext.
+
+        Raises:
+            ValueError: a certificate without its key, or a key without its certificate.
+        """
+        if not (self.tls or self.tls_ca or self.tls_certificate or self.tls_key):
+            return None
+        from orderflow_client import tls
+
+        return tls(root_certificates=self.tls_ca, certificate=self.tls_certificate, private_key=self.tls_key)
+
+    def bearer(self) -> str | None:
+        """Returns the token, read anew from its file."""
         return self.token_file.read_text().strip() if self.token_file else self.token or None
 
 
@@ -119,7 +126,8 @@ def _exit_code() -> Iterator[None]:
         sys.exit(64 + error.code().value[0])
 
 
-def _usage(target: str, error: ValueError) -> typer.BadParameter:
+def usage(target: str, error: ValueError) -> typer.BadParameter:
+    """Returns what is wrong with the flags, from what the client says of them."""
     if "insecure" in str(error):
         text = f"{target} may be another machine: use TLS, or --insecure to send in the clear (not both)"
         return typer.BadParameter(text, param_hint="--target")

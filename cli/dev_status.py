@@ -9,7 +9,7 @@ from typing import Any
 from devstack.jars import KAFKA_VERSION
 from devstack.kafka import KafkaBroker
 from devstack.postgres import POSTGRES_VERSION
-from devstack.system import System, is_serving
+from devstack.system import CONSOLE, System, is_serving
 
 
 def write(system: System) -> None:
@@ -20,6 +20,7 @@ def write(system: System) -> None:
         _row("postgres", system.postgres.pid, f"127.0.0.1:{system.ports.postgres}", POSTGRES_VERSION),
         _row("gateway", system.processes["gateway"].pid, f"http://127.0.0.1:{system.ports.gateway}", version),
         _row("mail", system.processes["mail"].pid, f"127.0.0.1:{system.ports.mail}", version),
+        _row(CONSOLE, system.processes[CONSOLE].pid, system.console_url, version),
         *(
             _row(role, system.processes[role].pid, system.health_address(role), version, system.metrics_address(role))
             for role in system.roles

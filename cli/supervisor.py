@@ -14,7 +14,7 @@ from rich.console import Console
 from cli import broker_starts, dev_status, sample_orders
 from devstack.errors import DevstackError
 from devstack.ports import LOOPBACK
-from devstack.system import RECONCILER, ROLES, Ports, System
+from devstack.system import CONSOLE, RECONCILER, ROLES, Ports, System
 
 _WATCH_SECONDS: Final = 0.5
 _RESTART_SECONDS: Final = 1.0
@@ -97,12 +97,14 @@ class Supervisor:
     async def _run(self, started: float, *, samples: bool) -> None:
         self._console.print(f"orderflow dev   data in {self._system.directory}", markup=False)
         await self._system.start()
+        self._system.start_console()  # it takes a second, which the samples take too
         dev_status.write(self._system)
         self._console.print(f"all healthy after {time.monotonic() - started:.1f} s", style="green")
         watch = asyncio.create_task(self._watch())
         try:
             if samples:
                 await sample_orders.place(self._system, say=print)
+            await self._system.wait_console()
             self._print_addresses()
             await watch
         finally:
@@ -121,6 +123,8 @@ class Supervisor:
                 await asyncio.sleep(_RESTART_SECONDS)
                 if name in self._system.roles:
                     self._system.start_role(name)
+                elif name == CONSOLE:
+                    self._system.start_console()
                 else:
                     self._system.start_stand_in(name)
                 dev_status.write(self._system)
@@ -162,6 +166,7 @@ class Supervisor:
         service = "orderflow.orders.v1.OrderService"
         print(
             f"""
+Console    {system.console_url}
 gRPC       {system.server_address}
 Metrics    http://{system.metrics_address("server")}/metrics (workers: orderflow dev status)
 Kafka      {system.bootstrap}

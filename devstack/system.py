@@ -37,6 +37,8 @@ _WITH_HEALTH: Final = (*WORKERS, RECONCILER)
 BROKER_COUNTS: Final = (1, 3)
 KAFKA_FOLDERS: Final = {1: "kafka", 3: "kafka-3"}
 """Where Kafka's data is, by the number of brokers."""
+CONSOLE: Final = "console"
+_CONNECTION: Final = ("ORDERFLOW_TARGET", "ORDERFLOW_TLS", "ORDERFLOW_TOKEN", "ORDERFLOW_INSECURE")
 
 _ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 _HEALTH_POLL_SECONDS: Final = 0.1
@@ -58,6 +60,7 @@ class Ports:
     mail: int = 50025
     server: int = 50051
     server_metrics: int = 9464
+    console: int = 51051
     health: dict[str, int] = dataclasses.field(
         default_factory=lambda: {role: 50052 + index for index, role in enumerate(_WITH_HEALTH)}
     )
@@ -87,12 +90,15 @@ class Ports:
     @classmethod
     def chosen_beside(cls, count: int) -> tuple["Ports", list[int]]:
         """Returns ports that are free at the moment, and so many others for what a test adds to the system."""
-        free = free_ports(8 + 2 * len(_WITH_HEALTH) + count)
+        free = free_ports(9 + 2 * len(_WITH_HEALTH) + count)
         others, ports = free[:count], free[count:]
-        health = dict(zip(_WITH_HEALTH, ports[8:], strict=False))
-        metrics = dict(zip(_WITH_HEALTH, ports[8 + len(_WITH_HEALTH) :], strict=True))
-        kafka, controller, postgres, gateway, admin, mail, server, server_metrics = ports[:8]
-        return cls(kafka, controller, postgres, gateway, admin, mail, server, server_metrics, health, metrics), others
+        health = dict(zip(_WITH_HEALTH, ports[9:], strict=False))
+        metrics = dict(zip(_WITH_HEALTH, ports[9 + len(_WITH_HEALTH) :], strict=True))
+        kafka, controller, postgres, gateway, admin, mail, server, server_metrics, console = ports[:9]
+        chosen = cls(
+            kafka, controller, postgres, gateway, admin, mail, server, server_metrics, console, health, metrics
+        )
+        return chosen, others
 
     def require_free(self) -> None:
         """Checks them all.
@@ -111,6 +117,7 @@ class Ports:
             "payment gateway's faults": self.gateway_admin,
             "SMTP": self.mail,
             "server metrics": self.server_metrics,
+            "console": self.console,
             **{f"{role} health": port for role, port in self.health.items()},
             **{f"{role} metrics": port for role, port in self.metrics.items()},
         }
@@ -212,6 +219,11 @@ class System:
     def metrics_address(self, role: str) -> str:
         """Where a role serves /metrics."""
         return f"{LOOPBACK}:{self.ports.server_metrics if role == 'server' else self.ports.metrics[role]}"
+
+    @property
+    def console_url(self) -> str:
+        """Where operators look, once `start_console` was called."""
+        return f"http://{LOOPBACK}:{self.ports.console}"
 
     def environment(self, role: str | None = None) -> dict[str, str]:
         """Returns the ORDERFLOW_* settings of the system, and of a role if given."""
@@ -326,6 +338,37 @@ class System:
     def start_role(self, role: str, settings: dict[str, str] | None = None) -> None:
         """Starts the server or a worker, with settings of its own if given."""
         self._spawn(role, ["-m", "cli", "run", role], {**self.environment(role), **(settings or {})})
+
+    def start_console(self) -> None:
+        """Starts the operators' console. The system does without it."""
+        # A shell that is set up for a real cluster must not lead the console there, or into TLS.
+        own = {name: value for name, value in self.environment().items() if not name.startswith(_CONNECTION)}
+        settings = {
+            **own,
+            "ORDERFLOW_TARGET": self.server_address,
+            "ORDERFLOW_CONSOLE_LISTEN": f"{LOOPBACK}:{self.ports.console}",
+            "ORDERFLOW_CONSOLE_METRICS": ",".join(f"{role}={self.metrics_address(role)}" for role in self.roles),
+        }
+        self._spawn(CONSOLE, ["-m", "cli", "console"], settings)
+
+    async def wait_console(self, *, deadline_seconds: float = 20.0) -> None:
+        """Waits until the console answers.
+
+        Raises:
+            DevstackError: it ended, or does not answer in time.
+        """
+        import httpx
+
+        async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
+            for _ in range(round(deadline_seconds / _HEALTH_POLL_SECONDS)):
+                with contextlib.suppress(httpx.HTTPError):
+                    await client.get(f"{self.console_url}/livez")
+                    return
+                process = self.processes[CONSOLE]
+                if not process.running:
+                    raise process.died()
+                await asyncio.sleep(_HEALTH_POLL_SECONDS)
+        raise DevstackError(f"the console does not answer within {deadline_seconds:.0f} s; see {self.directory}/logs")
 
     def start_another(self, role: str, name: str, settings: dict[str, str]) -> None:
         """Starts one more of a role, under a name and with addresses of its own."""

@@ -75,7 +75,7 @@ def build(
     )
     queries = OrderQueries(views=OrderViews(database), history=OrderHistory(database), settings=settings.server)
     service = OrderService(intake=intake, order_commands=order_commands, queries=queries, watches=watches)
-    entrance = CallerInterceptor(_authentication(settings, keys), reflects=listener.is_loopback(settings.server.listen))
+    entrance = CallerInterceptor(_authentication(settings, keys), reflects=process.is_loopback(settings.server.listen))
     server = grpc.aio.server(
         interceptors=(CallInterceptor(), entrance, Admission(settings.server)),
         options=channel_options(settings.server),

@@ -1,22 +1,13 @@
 """Where the server listens, and what it refuses to do there: nothing leaves loopback without TLS and credentials."""
 
 import asyncio
-from typing import Final
 
 import grpc.aio
 
 from server import tls
 from settings import Settings, SettingsError
-from telemetry import process
 from telemetry.health import Health
-
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
-
-
-def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine reaches the address."""
-    host, _ = process.split(address)
-    return host in _LOOPBACK
+from telemetry.process import is_loopback
 
 
 def check(settings: Settings) -> None:

@@ -21,7 +21,9 @@ from domain.records import Coordinates, Delivery
 from messaging import envelope
 from messaging.envelope import OutgoingRecord
 from messaging.publisher import NotHandedOver, OutcomeUnknown, Publisher
+from orderflow.events.v1.dead_letter_pb2 import DeadLetter, RecordHeader, RecordOrigin
 from orderflow.events.v1.order_event_pb2 import (
+    NotificationSentDetails,
     OrderEvent,
     OrderEventType,
     OrderPaidDetails,
@@ -30,7 +32,7 @@ from orderflow.events.v1.order_event_pb2 import (
     PaymentRefundedDetails,
 )
 from orderflow.orders.v1 import order_service_pb2_grpc
-from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import Money, NotificationChannel, Order, OrderStatus, PaymentStatus
 from server.admission import Admission
 from server.channel_options import channel_options
 from server.interceptors import CallInterceptor
@@ -63,9 +65,10 @@ class OrdersTestServer:
 
     target: str
 
-    def __init__(self) -> None:
-        """Serves nothing yet: that begins with `async with`."""
+    def __init__(self, *, add_services: Callable[[grpc.aio.Server], None] = lambda _: None) -> None:
+        """Serves nothing yet: that begins with `async with`. `add_services` may add others to the same port."""
         self.is_available = True
+        self._add_services = add_services
         self._store = _Store()
         self._settings = ServerSettings()
         views, history = _MemoryViews(self._store), _MemoryHistory(self._store)
@@ -96,6 +99,7 @@ class OrdersTestServer:
             interceptors=(CallInterceptor(), Admission(self._settings)), options=channel_options(self._settings)
         )
         order_service_pb2_grpc.add_OrderServiceServicer_to_server(self._service, self._server)
+        self._add_services(self._server)
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._waking = asyncio.create_task(self._watches.run())
         await self._server.start()
@@ -164,6 +168,40 @@ class OrdersTestServer:
         delivery, owner = Delivery(cause, _GROUP, _NOWHERE), self._store.caller(order_id)
         return self._store.add(events.payment_refunded(delivery, order, details, owner=owner))
 
+    def notify(
+        self, order_id: str, channel: NotificationChannel = NotificationChannel.NOTIFICATION_CHANNEL_EMAIL
+    ) -> None:
+        """Adds a NOTIFICATION_SENT about its last event to an order's history."""
+        cause = self._store.histories[order_id][-1]
+        details = NotificationSentDetails(
+            channel=channel,
+            notified_type=cause.type,
+            provider_message_id=f"test-{cause.event_id}",
+            template=f"en/{envelope.type_name(cause.type).lower()}",
+        )
+        told = events.notification_sent(Delivery(cause, _GROUP, _NOWHERE), details, now=_now())
+        self._store.add_entry(order_id, _now(), told.event_id, told)
+
+    def give_up(self, order_id: str, *, group: str, error_class: str, error_message: str = "") -> DeadLetter:
+        """Adds a dead letter to an order's history: `group` gave up on the record of its last event."""
+        cause = self._store.histories[order_id][-1]
+        record = envelope.encode(cause)
+        offset = self._store.letters
+        self._store.letters += 1
+        letter = DeadLetter(
+            key=record.key,
+            value=record.value,
+            headers=[RecordHeader(name=name, value=value) for name, value in record.headers],
+            origin=RecordOrigin(topic=record.topic.name, offset=offset, record_time=cause.occur_time),
+            group=group,
+            error_class=error_class,
+            error_message=error_message,
+            attempts=1,
+            first_failure_time=cause.occur_time,
+        )
+        self._store.add_entry(order_id, _now(), f"dlq/0-{offset}", letter)
+        return letter
+
     def _process_if_created(self, order_id: str) -> None:
         if self._store.histories[order_id][-1].order.status == OrderStatus.ORDER_STATUS_CREATED:
             self.process(order_id)
@@ -193,6 +231,8 @@ class _Store:
     def __init__(self) -> None:
         self.histories: dict[str, list[OrderEvent]] = {}
         self.answers: dict[str, CommandAnswer] = {}
+        self.others: dict[str, list[HistoryRow]] = {}
+        self.letters = 0
         self.changed: Callable[[Iterable[str]], None] = lambda _: None
 
     def add(self, event: OrderEvent) -> Order:
@@ -202,6 +242,10 @@ class _Store:
             history.append(event)
             self.changed([event.order.order_id])
         return event.order
+
+    def add_entry(self, order_id: str, time: datetime.datetime, entry_id: str, what: OrderEvent | DeadLetter) -> None:
+        """Adds what is no event of the order's life to its history."""
+        self.others.setdefault(order_id, []).append(HistoryRow(HistoryPosition(time, 0, entry_id), what))
 
     def decide(self, command: OrderEvent) -> None:
         """Does at once what the workers would do, once."""
@@ -327,6 +371,7 @@ class _MemoryHistory(OrderHistory):
             )
             for event in self._store.histories[order_id]
         ]
+        rows += self._store.others.get(order_id, [])
         rows.sort(key=lambda row: row.position)
         return [row for row in rows if after is None or row.position > after][:size]
 

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import prometheus_client
 
@@ -14,6 +14,7 @@ from telemetry import logs, metrics
 log = logs.get()
 
 _LOOK_SECONDS = 0.5
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 """A process: works until the event is set, then ends in order. Raises if it cannot go on."""
@@ -94,6 +95,16 @@ def split(listen: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{listen!r} is not host:port")
     return host, int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine reaches the address, which is `host:port`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    host, _ = split(address)
+    return host in _LOOPBACK
 
 
 async def until_stopped_or_failed(stop: asyncio.Event, *tasks: "asyncio.Task[Any]") -> None:

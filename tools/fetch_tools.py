@@ -1,7 +1,7 @@
 """Fetches the programs that the tests use beside ours, where this machine can.
 
-grpcurl, grpc-health-probe, kustomize and stripe-mock are built by Go; kcat and promtool come from Debian's
-packages. Where one cannot be had, the tests that need it are skipped and say so.
+grpcurl, grpc-health-probe, kustomize and stripe-mock are built by Go; Chromium, kcat and promtool come from
+Debian's packages. Where one cannot be had, the tests that need it are skipped and say so.
 """
 
 import os
@@ -17,6 +17,7 @@ GO_TOOLS = {
     "stripe-mock": "github.com/stripe/stripe-mock@v0.203.0",
     "kustomize": "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1",
 }
+DEBIAN_PACKAGES = ("kcat", "chromium")
 
 
 def folder() -> pathlib.Path:
@@ -37,15 +38,15 @@ def main() -> None:
     for name, module in GO_TOOLS.items():
         if find(name) is None and shutil.which("go"):
             _try(f"building {name} (once, up to a minute)", ["go", "install", module], {"GOBIN": str(folder())})
-    missing_packages = find("kcat") is None or find("promtool") is None
-    if missing_packages and shutil.which("apt-get") and os.geteuid() == 0:
+    packages = [name for name in DEBIAN_PACKAGES if find(name) is None]
+    if (packages or find("promtool") is None) and shutil.which("apt-get") and os.geteuid() == 0:
         _try("updating Debian's package lists", ["apt-get", "update", "-qq"], {})
+        for name in packages:
+            install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", name]
+            _try(f"installing {name}", install, {"DEBIAN_FRONTEND": "noninteractive"})
     if find("promtool") is None and shutil.which("apt-get"):
         _take_promtool()
-    if find("kcat") is None and shutil.which("apt-get") and os.geteuid() == 0:
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "kcat"]
-        _try("installing kcat", install, {"DEBIAN_FRONTEND": "noninteractive"})
-    missing = [name for name in (*GO_TOOLS, "kcat", "promtool") if find(name) is None]
+    missing = [name for name in (*GO_TOOLS, *DEBIAN_PACKAGES, "promtool") if find(name) is None]
     if missing:
         print(f"not to be had here: {', '.join(missing)}; tests that need them are skipped", file=sys.stderr)  # noqa: T201
 

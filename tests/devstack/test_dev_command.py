@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import asyncpg
+import httpx
 import psutil
 import pytest
 
@@ -131,7 +132,7 @@ async def test_first_start_shows_three_lives_and_ctrl_c_leaves_nothing(
         await dev.read_until(r"\(paid\): CREATED → PROCESSING → PAID\n", within=60)
         await dev.read_until(r"\(declined\): CREATED → PROCESSING → PAYMENT_FAILED\n", within=5)
         await dev.read_until(r"\(out of stock\): CREATED → REJECTED\n", within=5)
-        await dev.read_until("Ctrl-C ends it", within=5)
+        await dev.read_until("Ctrl-C ends it", within=20)
         order_id = dev.text.split("order ")[1].split(" ")[0]
 
         mail = [path.read_text() for path in (state / "mail").glob("[!.]*")]  # not those that are being written
@@ -142,7 +143,12 @@ async def test_first_start_shows_three_lives_and_ctrl_c_leaves_nothing(
         assert "payment-processor" in await status(state)
         rows = json.loads(await status(state, "-o", "json"))
         assert {row["health"] for row in rows} == {"healthy"}
-        assert {"kafka", "postgres", "server", "projector"} <= {row["process"] for row in rows}
+        assert {"kafka", "postgres", "server", "projector", "console"} <= {row["process"] for row in rows}
+        [url] = re.findall(r"^Console +(http://127\.0\.0\.1:[0-9]+)$", dev.text, re.MULTILINE)
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            assert "<strong>ORDER_PAID</strong>" in (await client.get(f"/orders/{order_id}")).text
+            board = (await client.get("/")).text
+            assert board.count("1 of 1") == sum(bool(row["metrics"]) for row in rows), "all of them answer"
         assert all(row["address"] and row["version"] and row["pid"] for row in rows)
         assert "ORDERFLOW_KAFKA_BOOTSTRAP=127.0.0.1:" in await status(state, "-o", "env")
         identities.add(await identity(state))

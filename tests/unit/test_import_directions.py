@@ -42,6 +42,7 @@ def test_planted_imports_are_found(tmp_path: Path) -> None:
         "workers.projector": "server.tokens",
         "server.tokens": "workers.order_processor",
         "devstack.errors": "cli.output",
+        "console.flow": "storage.stock",
         "orderflow_client._errors": "domain.failures",
     }
     for package in CONFIGURATION["root_packages"]:

@@ -146,3 +146,26 @@ async def test_it_can_be_away(server: OrdersTestServer, client: OrdersClient) ->
     server.is_available = False
     with pytest.raises(Unavailable):
         await client.cancel_order(placed.order.order_id)
+
+
+async def test_an_order_has_messages_and_dead_letters_in_its_history(
+    server: OrdersTestServer, client: OrdersClient
+) -> None:
+    order_id = (await client.create_order(**VALID)).order.order_id
+    server.process(order_id)
+    letter = server.give_up(order_id, group="payment-processor", error_class="GATEWAY_REFUSED", error_message="403")
+    server.pay(order_id)
+    server.notify(order_id)
+    entries = [entry async for entry in client.list_order_events(order_id)]
+    assert sorted(entry.type for entry in entries) == [
+        "DEAD_LETTER",
+        "NOTIFICATION_SENT",
+        "ORDER_CREATED",
+        "ORDER_PAID",
+        "ORDER_PROCESSING",
+    ]
+    by_type = {entry.type: entry for entry in entries}
+    told, given_up = by_type["NOTIFICATION_SENT"], by_type["DEAD_LETTER"]
+    assert (told.cause_id, told.notification.notified_type) == (by_type["ORDER_PAID"].entry_id, "ORDER_PAID")
+    assert (given_up.cause_id, given_up.reason) == (by_type["ORDER_PROCESSING"].entry_id, "GATEWAY_REFUSED")
+    assert letter.key == order_id.encode()
