@@ -1,6 +1,7 @@
 """The funnel: how many orders got how far, from the processes' counters of events.
 
-Counters begin at zero with their process, so differences are added up, from the second reading of a process on.
+Counters begin at zero with their process. What one gains between two readings is added up; what it had before the first
+one counts too if the process is younger than what is shown.
 """
 
 import dataclasses
@@ -60,18 +61,23 @@ class Flow:
 
     def observe(self, processes: Sequence[Process], now: float) -> None:
         """Takes a reading. `now` is in seconds since 1970."""
-        for process in processes:
-            if process.is_up:
-                self._add(process)
+        up = [process for process in processes if process.is_up]
+        if up and not self._seen:
+            began = [_started(process) for process in up]
+            if min(began) > now - WINDOW_SECONDS:  # then all that ever happened here can be told
+                self._window.append((min(min(began), now), {}))
+        since = self._window[0][0] if self._window else now
+        for process in up:
+            self._add(process, since)
         self._missing = [process.where.name for process in processes if not process.is_up]
         if self._seen:
             self._window.append((now, dict(self._totals)))
         while len(self._window) > 1 and self._window[1][0] <= now - WINDOW_SECONDS:
             self._window.popleft()
 
-    def _add(self, process: Process) -> None:
+    def _add(self, process: Process, since: float) -> None:
         address = process.where.address
-        is_known = address in self._seen
+        is_known = address in self._seen or _started(process) >= since
         self._seen.add(address)
         for sample, value in process.samples.items():
             name, labels = sample
@@ -118,3 +124,8 @@ class Flow:
                 points.append(gained / (reading[0] - begin[0]))
                 begin = reading
         return points[-_LINE_POINTS:]
+
+
+def _started(process: Process) -> float:
+    """Returns when the process began, seconds since 1970; one that does not tell is as old as can be."""
+    return process.samples.get((metric_names.STARTED, ()), float("-inf"))

@@ -20,11 +20,11 @@ EVENTS: Final = "orderflow_order_events_total"
 """Events emitted. Label type, as `ce_type` spells it."""
 CALLS: Final = "rpc_server_call_duration_seconds_count"
 """gRPC calls answered. Labels rpc_method, rpc_status_code."""
-PAYMENTS: Final = "orderflow_payments_total"
-"""Charges and refunds. Label outcome."""
+STARTED: Final = "process_start_time_seconds"
+"""When the process began, seconds since 1970."""
 
 READ: Final = frozenset(
-    {LAG, OLDEST_AGE, IN_FLIGHT, PAUSED, LAST_PROGRESS, PROJECTION_LAG, BREAKER, EVENTS, CALLS, PAYMENTS}
+    {LAG, OLDEST_AGE, IN_FLIGHT, PAUSED, LAST_PROGRESS, PROJECTION_LAG, BREAKER, EVENTS, CALLS, STARTED}
 )
 
 BUSY: Final = "busy"

@@ -8,6 +8,7 @@ from typing import Final
 from console import metric_names
 from console.scraping import Process
 
+_PROJECTOR: Final = "projector"
 _BREAKER_STATES: Final = ("open", "half_open", "closed")
 """Worst first."""
 
@@ -70,7 +71,8 @@ def _worker(name: str, members: Sequence[Process], now: float) -> Worker:
     lags = _values(members, metric_names.LAG)
     ages = _values(members, metric_names.OLDEST_AGE)
     in_flight = _values(members, metric_names.IN_FLIGHT)
-    behind = _values(members, metric_names.PROJECTION_LAG)
+    # Every process has this one, without a label: in all others it is 0 and means nothing.
+    behind = _values(members, metric_names.PROJECTION_LAG) if name == _PROJECTOR else []
     progress = _values(members, metric_names.LAST_PROGRESS)
     return Worker(
         name,

@@ -38,7 +38,8 @@ def an_order_that_is(status: str, payment: str = "PENDING", **fields: object) ->
 
 
 def test_the_names_are_those_of_the_processes() -> None:
-    optional = {metric_names.OLDEST_AGE}  # the console does without where a process does not tell
+    # The console does without the first; prometheus_client brings the other.
+    optional = {metric_names.OLDEST_AGE, metric_names.STARTED}
     emitted = set()
     for metric in vars(metrics).values():
         for family in metric.collect() if isinstance(metric, MetricWrapperBase) else ():
@@ -102,6 +103,12 @@ def test_processes_of_one_name_are_summed_up() -> None:
     assert worker.held_up_by == "dependency_down"
 
 
+def test_what_a_process_says_without_meaning_it_is_unknown() -> None:
+    page = "orderflow_projection_lag_seconds 0.0\n"
+    both = workers([a_process("order-processor", page), a_process("projector", page, address="b:1")], 0.0)
+    assert [each.behind for each in both] == [None, 0.0]
+
+
 def test_being_busy_holds_nothing_up() -> None:
     assert Worker("w", 1, 1, paused={"busy": 3, "dependency_down": 0}).held_up_by == ""
 
@@ -130,6 +137,24 @@ def test_the_funnel_begins_with_what_is_gained() -> None:
     funnel = flow.funnel()
     assert funnel is not None
     assert funnel.missing == ["server"]
+
+
+def test_a_young_process_is_counted_from_its_start() -> None:
+    def young(total: int, began: float, address: str) -> Process:
+        page = content.orders_in(total) + f"process_start_time_seconds {began}\n"
+        return a_process("server", page, address=address)
+
+    flow = Flow()
+    flow.observe([young(3, 990.0, "a:1")], 1_000.0)
+    flow.observe([young(5, 990.0, "a:1"), young(7, 1_001.0, "b:1"), young(90, 100.0, "c:1")], 1_010.0)
+    funnel = flow.funnel()
+    assert funnel is not None
+    assert (funnel.since, funnel.count("ORDER_CREATED")) == (990.0, 12), "what the old one had before is not known"
+    old = Flow()
+    old.observe([young(3, 990.0, "a:1"), young(90, 10.0, "c:1")], 1_000.0)
+    funnel = old.funnel()
+    assert funnel is not None
+    assert (funnel.since, funnel.count("ORDER_CREATED")) == (1_000.0, 0)
 
 
 def test_the_funnel_forgets_what_is_older_than_its_window() -> None:
