@@ -1,5 +1,7 @@
-"""What a record that Kafka has acknowledged counts as: the end of its span, an event, a step of its order, money."""
+"""What records that Kafka has acknowledged count as: the end of a span, an event, a step of an order, money."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 from domain.lifecycle import LIFECYCLE, SETTLED
@@ -7,7 +9,7 @@ from domain.money import is_currency
 from messaging import envelope
 from messaging.envelope import OutgoingRecord
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
-from orderflow.orders.v1.order_pb2 import Money, OrderStatus
+from orderflow.orders.v1.order_pb2 import OrderStatus
 from telemetry import metrics
 
 _STATUSES: Final = {number: name.removeprefix("ORDER_STATUS_") for name, number in OrderStatus.items()}
@@ -15,31 +17,48 @@ _FIRST_SETTLED: Final = 3
 """The highest revision at which an order is settled for the first time."""
 
 
-def acknowledged(record: OutgoingRecord) -> None:
-    """Ends the record's span, and counts it and what it carries."""
-    record.span.end()
-    metrics.of(metrics.SENT, "kafka", "send", record.topic.name).inc()
-    if record.event is not None:
-        _count(record.event)
+def acknowledged(records: Iterable[OutgoingRecord]) -> None:
+    """Ends the records' spans, and counts them and what they carry."""
+    topics: Counter[str] = Counter()
+    types: Counter[OrderEventType] = Counter()
+    steps: Counter[tuple[OrderStatus, str]] = Counter()
+    amounts: Counter[tuple[OrderStatus, str]] = Counter()
+    for record in records:
+        record.span.end()
+        topics[record.topic.name] += 1
+        if (event := record.event) is not None:
+            types[event.type] += 1
+            if event.type in LIFECYCLE and _is_a_step(event):
+                total = event.order.total
+                key = event.order.status, total.currency_code
+                steps[key] += 1
+                amounts[key] += total.amount_minor
+    for topic, count in topics.items():
+        metrics.SENT.labels("kafka", "send", topic).inc(count)
+    for event_type, count in types.items():
+        metrics.ORDER_EVENTS.labels(envelope.type_name(event_type)).inc(count)
+    for (status, currency), count in steps.items():
+        metrics.ORDERS.labels(_name(status)).inc(count)
+        metrics.AMOUNTS.labels(_name(status), _currency(currency)).inc(amounts[status, currency])
 
 
-def _count(event: OrderEvent) -> None:
-    metrics.of(metrics.ORDER_EVENTS, envelope.type_name(event.type)).inc()
-    if event.type not in LIFECYCLE:
-        return
-    status = _STATUSES.get(event.order.status, "UNSPECIFIED")
+def _is_a_step(event: OrderEvent) -> bool:
+    """Tells whether its order came to another status. Counts what single events tell: refunds, time until settled."""
     if event.type == OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED:
         refunded = event.payment_refunded.amount
-        metrics.of(metrics.REFUNDED, _currency(refunded)).inc(refunded.amount_minor)
-        if event.order.status != OrderStatus.ORDER_STATUS_REFUNDED:
-            return  # in part, or of a cancelled order: it stays what it was
-    metrics.of(metrics.ORDERS, status).inc()
-    metrics.of(metrics.AMOUNTS, status, _currency(event.order.total)).inc(event.order.total.amount_minor)
+        metrics.REFUNDED.labels(_currency(refunded.currency_code)).inc(refunded.amount_minor)
+        # In part, or of a cancelled order: it stays what it was.
+        return event.order.status == OrderStatus.ORDER_STATUS_REFUNDED
     if event.order.status in SETTLED and event.revision <= _FIRST_SETTLED:
-        seconds = event.occur_time.ToNanoseconds() - event.order.create_time.ToNanoseconds()
-        metrics.of(metrics.SETTLING, status).observe(max(seconds, 0) / 1e9)
+        seconds = (event.occur_time.ToNanoseconds() - event.order.create_time.ToNanoseconds()) / 1e9
+        metrics.of(metrics.SETTLING, _name(event.order.status)).observe(max(seconds, 0.0))
+    return True
 
 
-def _currency(money: Money) -> str:
+def _name(status: OrderStatus) -> str:
+    return _STATUSES.get(status, "UNSPECIFIED")
+
+
+def _currency(code: str) -> str:
     # Orders have one of the list; whatever stands in a record must not make a label.
-    return money.currency_code if is_currency(money.currency_code) else "other"
+    return code if is_currency(code) else "other"

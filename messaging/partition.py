@@ -20,7 +20,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Literal, TypeVar
 
-import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
@@ -42,8 +41,8 @@ from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
 from messaging.window import Window
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
+from orderflow.events.v1.order_event_pb2 import OrderEvent
 from telemetry import logs, metrics, tracing
-from telemetry.tracing import Span
 
 log = logs.get()
 T = TypeVar("T")
@@ -83,6 +82,14 @@ class _Done:
     outputs: list[OutgoingRecord]
     outcome: Literal["handled", "parked", "dead_lettered"] = "handled"
     """`handled`: the outputs are events. Else they are the record itself, parked or dead."""
+
+
+def _readable(record: ConsumerRecord, past: Provenance) -> OrderEvent | None:
+    """Returns the record's event. None: it cannot be read, and handling it says why."""
+    try:
+        return envelope.decode(past.origin.topic, record.key, record.value)
+    except Failure:
+        return None
 
 
 async def _send(producer: AIOKafkaProducer, record: OutgoingRecord) -> "asyncio.Future[object]":
@@ -130,6 +137,8 @@ class PartitionRunner:
         self._refused = refused
         self._tiers = tiers
         self._claim = claim
+        self._delay = retry.delay_of(partition.topic, tiers)
+        self._waits = metrics.WAIT.labels(spec.group)
         self._log = log.bind(worker=spec.group, topic=partition.topic, partition=partition.partition)
 
         self._producer: AIOKafkaProducer | None = None
@@ -195,7 +204,10 @@ class PartitionRunner:
         """Takes fetched records. While the partition is not open they are dropped: opening it seeks back to them."""
         if not self._is_open or self._draining:
             return
+        before = len(self._beyond)
         self._beyond.extend(records)
+        fetched = len(self._beyond) - before
+        metrics.CONSUMED.labels("kafka", "poll", self.partition.topic, self._spec.group).inc(fetched)
         self._deliver()
 
     def _deliver(self) -> None:
@@ -337,12 +349,13 @@ class PartitionRunner:
             del self._queues[key]
 
     async def _handle_record(self, record: ConsumerRecord) -> _Done:
-        metrics.of(metrics.CONSUMED, "kafka", "poll", record.topic, self._spec.group).inc()
         past = retry.provenance_of(record, self._tiers)
         here = Coordinates(record.topic, record.partition, record.offset)
+        event = _readable(record, past)
+        if event is not None and event.type not in self._spec.handles:
+            return _Done(record.offset, [])  # before anything is shown of it: there is nothing to see
         with tracing.continued(record.headers):
             await self._until_due(record)
-            metrics.of(metrics.WAIT, self._spec.group).observe(max(time.time() - self._wanted_at(record), 0.0))
             # Parked since, it was claimed before: it stands elsewhere by now, and is no other copy.
             is_fresh_replay = past.replay and not past.tier
             if is_fresh_replay and self._claim is not None and not await self._claimed(record, past, here):
@@ -356,7 +369,7 @@ class PartitionRunner:
                     try:
                         if (refusal := self._refused.get(here)) is not None:
                             raise refusal
-                        outputs = await self._attempt(record, past, span)
+                        outputs = await self._attempt(record, past, event)
                         if past.tier:
                             fault_points.reached("W14")
                         return _Done(record.offset, outputs)
@@ -399,31 +412,33 @@ class PartitionRunner:
 
     def _wanted_at(self, record: ConsumerRecord) -> float:
         """Returns since when the record is to be handled, seconds since 1970: since it was written, or is due."""
-        return retry.due_at(record, self._tiers) or record.timestamp / 1000
+        written: int = record.timestamp
+        return written / 1000 + self._delay
 
     async def _until_due(self, record: ConsumerRecord) -> None:
-        wait = retry.due_at(record, self._tiers) - time.time()
-        if wait > 0:
+        late = time.time() - self._wanted_at(record)
+        if self._delay and late < 0:
             with self._interruptible():
-                await asyncio.sleep(wait)
+                await asyncio.sleep(-late)
+        self._waits.observe(max(late, 0.0))
 
     async def _claimed(self, record: ConsumerRecord, past: Provenance, here: Coordinates) -> bool:
         claim = self._claim
         assert claim is not None
         return await self._through_gate(record, lambda: claim(origin=past.origin, replay=past.replay, by=here))
 
-    async def _attempt(self, record: ConsumerRecord, past: Provenance, span: Span) -> list[OutgoingRecord]:
-        """Handles the record once, waiting while a dependency is down. One that is skipped leaves no span.
+    async def _attempt(
+        self, record: ConsumerRecord, past: Provenance, event: OrderEvent | None
+    ) -> list[OutgoingRecord]:
+        """Handles the record once, waiting while a dependency is down.
 
         Raises:
             Failure: Permanent or Transient. What the handler did not foresee counts as transient.
         """
-        event = envelope.decode(past.origin.topic, record.key, record.value)
-        if event.type not in self._spec.handles:
-            span.discard()
-            return []
+        if event is None:
+            event = envelope.decode(past.origin.topic, record.key, record.value)
         delivery = Delivery(event, self._spec.group, past.origin, past.attempts, lambda: self._is_open)
-        structlog.contextvars.bind_contextvars(
+        logs.about(
             order_id=event.order.order_id,
             correlation_id=event.metadata.correlation_id,
             worker=self._spec.group,
@@ -546,10 +561,10 @@ class PartitionRunner:
         offset, metadata = self._window.advance()
         await self._transact(done, offset, metadata)
         self._deliver()
+        funnel.acknowledged(record for each in done for record in each.outputs)
+        for outcome, count in collections.Counter(each.outcome for each in done).items():
+            metrics.DONE.labels(self._spec.group, self.partition.topic, outcome).inc(count)
         for each in done:
-            metrics.of(metrics.DONE, self._spec.group, self.partition.topic, each.outcome).inc()
-            for record in each.outputs:
-                funnel.acknowledged(record)
             self._refused.pop(Coordinates(self.partition.topic, self.partition.partition, each.offset), None)
         metrics.LAST_PROGRESS.labels(self._spec.group).set_to_current_time()
         self._replace_suspect()

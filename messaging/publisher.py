@@ -121,10 +121,9 @@ class Publisher:
         """
         started = time.perf_counter()
         failures = await self._publish_all(records, timeout=timeout)
+        funnel.acknowledged(record for record, failure in zip(records, failures, strict=True) if failure is None)
         for record, failure in zip(records, failures, strict=True):
-            if failure is None:
-                funnel.acknowledged(record)
-            else:
+            if failure is not None:
                 record.span.failed(type(failure).__name__)
                 record.span.end()
         failed = next((type(each).__name__ for each in failures if each is not None), "")

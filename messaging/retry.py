@@ -115,10 +115,10 @@ def parked(record: ConsumerRecord, provenance: Provenance, topic: Topic) -> Outg
     return OutgoingRecord(topic, record.key, record.value, headers + provenance.headers(), span=span)
 
 
-def due_at(record: ConsumerRecord, tiers: Sequence[Topic]) -> float:
-    """Returns when the record is to be handled, seconds since 1970: at once, or its topic's delay after its append."""
-    delay = next((topic.delay for topic in tiers if topic.name == record.topic), None)
-    return record.timestamp / 1000 + delay.total_seconds() if delay is not None else 0.0
+def delay_of(name: str, tiers: Sequence[Topic]) -> float:
+    """Returns how long after its append a record of the topic is due, seconds; 0 for one that is no retry topic."""
+    delay = next((topic.delay for topic in tiers if topic.name == name), None)
+    return delay.total_seconds() if delay is not None else 0.0
 
 
 def replayed(letter: DeadLetter, tiers: Sequence[Topic]) -> OutgoingRecord:

@@ -31,12 +31,17 @@ def sending(topic: str, key: bytes | None, *, links: Sequence[str] = ()) -> Span
     return tracing.begin(f"send {topic}", SpanKind.PRODUCER, attributes, links=links)
 
 
-@contextlib.contextmanager
-def processing(record: ConsumerRecord, group: str, *, attempt: int, links: Sequence[str]) -> Iterator[Span]:
+def processing(
+    record: ConsumerRecord, group: str, *, attempt: int, links: Sequence[str]
+) -> "contextlib.AbstractContextManager[Span]":
     """Runs one handling of a record in its span, a child of the current one. `links` are the handlings before."""
     if not tracing.may_record():
-        yield tracing.NOTHING
-        return
+        return tracing.NO_SPAN
+    return _processing(record, group, attempt, links)
+
+
+@contextlib.contextmanager
+def _processing(record: ConsumerRecord, group: str, attempt: int, links: Sequence[str]) -> Iterator[Span]:
     span = tracing.begin(f"process {record.topic}", SpanKind.CONSUMER, _processed(record, group), links=links)
     if attempt > 1:
         span.set("orderflow.attempt", attempt)

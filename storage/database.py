@@ -13,6 +13,7 @@ from domain.failures import DependencyDown
 from settings import DatabaseSettings
 from storage.turns import Turns
 from telemetry import metrics, tracing
+from telemetry.tracing import Span
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -52,7 +53,14 @@ class Database:
         self._pool: Pool | None = None
         self._turns = Turns(settings.pool_size)
         self._answered = 0.0
-        self._name = urllib.parse.urlsplit(settings.url.get_secret_value()).path.lstrip("/") or "postgresql"
+        name = urllib.parse.urlsplit(settings.url.get_secret_value()).path.lstrip("/") or "postgresql"
+        self._spans = {
+            operation: (
+                f"{operation} {name}",
+                {"db.system.name": "postgresql", "db.namespace": name, "db.operation.name": operation},
+            )
+            for operation in ("transaction", "query")
+        }
 
     async def open(self) -> None:
         """Makes the pool; connects nothing."""
@@ -85,12 +93,9 @@ class Database:
             except TimeoutError:
                 self._pool.terminate()
 
-    @contextlib.contextmanager
-    def span(self, operation: str) -> Iterator[None]:
+    def span(self, operation: str) -> "contextlib.AbstractContextManager[Span]":
         """Shows what the body does as an operation on the database, in the current span if there is one."""
-        attributes = {"db.system.name": "postgresql", "db.namespace": self._name, "db.operation.name": operation}
-        with tracing.client(f"{operation} {self._name}", attributes):
-            yield
+        return tracing.client(*self._spans[operation])
 
     @contextlib.contextmanager
     def _measured(self, operation: str) -> Iterator[None]:

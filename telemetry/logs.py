@@ -1,9 +1,10 @@
 """Structured logs: one event name a line, ids as fields, never personal data."""
 
+import contextvars
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -105,6 +106,24 @@ class _RateLimit(logging.Filter):
         return True
 
 
+_ABOUT: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("about", default=None)
+
+
+def about(**fields: Any) -> None:
+    """Has every line of this task, and of those that it starts, say what it is about.
+
+    One variable for all fields, unlike structlog's, which has one for each: it is set for every record.
+    """
+    _ABOUT.set(fields)
+
+
+def _with_subject(
+    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Adds what the line is about; what the line itself says holds."""
+    return {**fields, **event} if (fields := _ABOUT.get()) else event
+
+
 def _with_trace(
     _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
@@ -118,6 +137,7 @@ def configure(process: str, *, form: Literal["auto", "json", "console"], level: 
     """Sets logging up for this process: everything goes to standard error, the libraries' lines included."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_subject,
         _with_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

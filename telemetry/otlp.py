@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-DEFAULT_SHARE: Final = 0.1
+DEFAULT_SHARE: Final = 0.01
 """Share of traces recorded of those that no caller has decided on, unless OTEL_TRACES_SAMPLER says otherwise."""
 
 _FLUSH_SECONDS: Final = 5.0

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from domain.failures import Failure
 
@@ -21,6 +24,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 Attributes = Mapping[str, str | int]
 
 _FIELDS = ("traceparent", "tracestate", "baggage")
+_W3C: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 NO_TRACE: Final = "0" * 32
@@ -52,22 +56,37 @@ def is_on() -> bool:
 
 def inject(headers: Headers, span: "Span | None" = None) -> list[tuple[str, bytes | None]]:
     """Returns the headers with the context of a span, or else the current one, in place of any that they had."""
+    context = (span.context if span is not None else None) or otel_context.get_current()
+    own = trace.get_current_span(context).get_span_context()
     carrier: dict[str, str] = {}
-    propagate.inject(carrier, context=span.context if span is not None else None)
+    if len(context) == 1 and own.is_valid and not own.trace_state:  # every record comes by here: no more than it takes
+        carrier["traceparent"] = _traceparent(own)
+    else:
+        _W3C.inject(carrier, context=context)
     return [h for h in headers if h[0] not in _FIELDS] + [(k, v.encode("ascii", "replace")) for k, v in carrier.items()]
 
 
-@contextlib.contextmanager
-def continued(headers: Headers) -> Iterator[None]:
-    """Makes the trace context in `headers` the current one.
+def continued(headers: Headers) -> "contextlib.AbstractContextManager[None]":
+    """Makes the trace context in `headers` the current one meanwhile.
 
     Where there is none a new trace is begun: by the next span, or here if spans are off.
     """
-    token = otel_context.attach(_extracted(headers))
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
+    return _Attached(_extracted(headers))
+
+
+class _Attached:
+    """Makes a context the current one meanwhile."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        otel_context.detach(self._token)
 
 
 def trace_id() -> str:
@@ -77,7 +96,9 @@ def trace_id() -> str:
 
 def _extracted(headers: Headers) -> Context:
     carrier = {k: v.decode("ascii", "replace") for k, v in headers if k in _FIELDS and v is not None}
-    context = propagate.extract(carrier)
+    if len(carrier) == 1 and (told := _span_context(carrier.get("traceparent", ""))) is not None:
+        return trace.set_span_in_context(trace.NonRecordingSpan(told), Context())
+    context = _W3C.extract(carrier, Context())
     if _tracer is None and not trace.get_current_span(context).get_span_context().is_valid:
         context = trace.set_span_in_context(trace.NonRecordingSpan(_new_trace()), context)
     return context
@@ -126,8 +147,7 @@ class Span:
         """Returns how a link names it; empty if it is not recorded."""
         if self._span is None or not self._span.is_recording():
             return ""
-        own = self._span.get_span_context()
-        return f"00-{trace.format_trace_id(own.trace_id)}-{trace.format_span_id(own.span_id)}-{own.trace_flags:02x}"
+        return _traceparent(self._span.get_span_context())
 
     def set(self, name: str, value: str | int) -> None:
         """Sets an attribute. Never personal data."""
@@ -145,25 +165,16 @@ class Span:
         if self._span is not None:
             self._span.end()
 
-    def discard(self) -> None:
-        """Makes it as if it had never begun, if nothing was made its child."""
-        self._span = None
-
-    @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> "contextlib.AbstractContextManager[None]":
         """Makes it the current one meanwhile. Must not span a `yield` of an asynchronous generator."""
-        if self._span is None:
-            yield
-            return
-        token = otel_context.attach(trace.set_span_in_context(self._span))
-        try:
-            yield
-        finally:
-            otel_context.detach(token)
+        return _Attached(trace.set_span_in_context(self._span)) if self._span is not None else contextlib.nullcontext()
 
 
 NOTHING: Final = Span(None)
 """Where no span is recorded."""
+
+NO_SPAN: Final = contextlib.nullcontext(NOTHING)
+"""Runs a body that is not recorded."""
 
 
 def begin(
@@ -202,14 +213,11 @@ def ended(span: Span) -> Iterator[Span]:
         span.end()
 
 
-@contextlib.contextmanager
-def client(name: str, attributes: Attributes) -> Iterator[Span]:
+def client(name: str, attributes: Attributes) -> "contextlib.AbstractContextManager[Span]":
     """Runs the body in a span of a call to somebody else, where there is a span that it belongs to."""
     if _tracer is None or not trace.get_current_span().is_recording():
-        yield NOTHING
-        return
-    with ended(begin(name, SpanKind.CLIENT, attributes)) as span:
-        yield span
+        return NO_SPAN
+    return ended(begin(name, SpanKind.CLIENT, attributes))
 
 
 def exemplar() -> dict[str, str] | None:
@@ -217,6 +225,10 @@ def exemplar() -> dict[str, str] | None:
     if _tracer is None or not trace.get_current_span().is_recording():
         return None
     return {"trace_id": trace_id()}
+
+
+def _traceparent(own: trace.SpanContext) -> str:
+    return f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
 
 
 def _span_context(traceparent: str) -> trace.SpanContext | None:

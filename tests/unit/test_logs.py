@@ -1,5 +1,6 @@
 """A log line finds its trace, and names and levels hold."""
 
+import asyncio
 import io
 import json
 import re
@@ -49,6 +50,18 @@ def test_a_line_is_an_event_with_a_level_a_time_and_its_process(lines: io.String
     [line] = written(lines)
     assert {"event", "level", "timestamp", "process", "offset"} == set(line)
     assert (line["level"], line["process"]) == ("warning", "test")
+
+
+async def test_a_line_says_what_its_task_is_about(lines: io.StringIO) -> None:
+    async def handle(order_id: str) -> None:
+        logs.about(order_id=order_id, offset=1)
+        await asyncio.sleep(0)
+        structlog.get_logger().info("handled", offset=2)
+
+    await asyncio.gather(asyncio.create_task(handle("a")), asyncio.create_task(handle("b")))
+    structlog.get_logger().info("elsewhere")
+    told = [(line["event"], line.get("order_id"), line.get("offset")) for line in written(lines)]
+    assert told == [("handled", "a", 2), ("handled", "b", 2), ("elsewhere", None, None)]
 
 
 def test_the_exporters_own_lines_come_once_in_a_while(lines: io.StringIO) -> None:

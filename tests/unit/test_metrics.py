@@ -66,7 +66,7 @@ def acknowledged(event_type: E, status: S, *, revision: int, currency: str = "CH
     order = an_order(items=[an_item(currency_code=currency)])
     event = order_event(event_type, order, revision=revision, **fields)  # type: ignore[arg-type]
     event.order.status = status
-    funnel.acknowledged(envelope.encode(event))
+    funnel.acknowledged([envelope.encode(event)])
 
 
 def counts(status: str) -> tuple[float, float, float]:
@@ -118,11 +118,11 @@ def test_a_currency_that_is_none_makes_no_label() -> None:
 
 def test_commands_and_what_is_no_event_count_as_sent_only() -> None:
     before = sum(sample.value for family in metrics.ORDERS.collect() for sample in family.samples)
-    funnel.acknowledged(envelope.encode(order_event(E.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED, revision=0)))
+    funnel.acknowledged([envelope.encode(order_event(E.ORDER_EVENT_TYPE_ORDER_CANCEL_REQUESTED, revision=0))])
     record = envelope.encode(order_event())
     sent = value("messaging_client_sent_messages_total", messaging_system="kafka", messaging_operation_name="send",
                  messaging_destination_name="orders")  # fmt: skip
-    funnel.acknowledged(OutgoingRecord(record.topic, record.key, record.value, record.headers))
+    funnel.acknowledged([OutgoingRecord(record.topic, record.key, record.value, record.headers)])
     assert value(
         "messaging_client_sent_messages_total", messaging_system="kafka", messaging_operation_name="send",
         messaging_destination_name="orders",

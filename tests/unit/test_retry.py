@@ -44,9 +44,9 @@ def test_the_most_attempts_that_are_believed_are_still_believed_after_another() 
 
 
 def test_a_parked_record_is_due_its_delay_after_its_append_and_others_at_once() -> None:
-    assert retry.due_at(a_record(TIERS[0].name, []), TIERS) == 1_800_000_010
-    assert retry.due_at(a_record(TIERS[1].name, []), TIERS) == 1_800_000_300
-    assert retry.due_at(a_record("orders", []), TIERS) == 0
+    assert retry.delay_of(TIERS[0].name, TIERS) == 10
+    assert retry.delay_of(TIERS[1].name, TIERS) == 300
+    assert retry.delay_of("orders", TIERS) == 0
 
 
 def test_the_past_travels_with_the_record_and_its_bytes_stay() -> None:

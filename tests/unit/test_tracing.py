@@ -77,14 +77,6 @@ def test_a_failure_shows_its_class_and_no_text() -> None:
         assert (span.status.description, span.events) == (None, ())
 
 
-def test_what_is_skipped_leaves_no_span() -> None:
-    with recorded() as seen:
-        record = a_record(headers=[CALLER])
-        with tracing.continued(record.headers), spans.processing(record, "g", attempt=1, links=()) as span:
-            span.discard()
-    assert seen.all == []
-
-
 def test_a_call_to_somebody_else_has_a_span_only_inside_of_one() -> None:
     with recorded() as seen:
         with tracing.client("transaction orderflow", {}):
@@ -122,7 +114,6 @@ def test_off_no_span_is_made_and_the_context_travels() -> None:
         assert dict(record.headers)["traceparent"] == CALLER[1]
         with spans.processing(a_record(), "g", attempt=2, links=("x",)) as span:
             assert span is tracing.NOTHING
-            span.discard()
             span.failed("X")
         assert tracing.exemplar() is None
 
