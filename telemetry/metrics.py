@@ -45,6 +45,12 @@ REPLAYS = Counter(
     "Dead letters that somebody asked to replay, by what came of it.",
     ["outcome"],
 )
+CERTIFICATE_EXPIRY = _unset(
+    Gauge(
+        "orderflow_server_certificate_expiry_timestamp_seconds",
+        "When the first of the server's certificate and its chain ends; NaN without TLS.",
+    )
+)
 
 _MESSAGING: Final = ["messaging_system", "messaging_operation_name", "messaging_destination_name"]
 CONSUMED = Counter(
@@ -194,7 +200,7 @@ LOOP_LAG = Histogram(
 
 AREAS: Final[dict[str, tuple[MetricWrapperBase, ...]]] = {
     "Calls, by the server": (
-        RPC_DURATION, RPC_IN_FLIGHT, SHED, UNACKNOWLEDGED, CREDENTIALS_REFUSED, REPLAYS,
+        RPC_DURATION, RPC_IN_FLIGHT, SHED, UNACKNOWLEDGED, CREDENTIALS_REFUSED, REPLAYS, CERTIFICATE_EXPIRY,
     ),
     "Records": (CONSUMED, SENT, SEND_DURATION, PROCESS_DURATION),
     "Workers": (
