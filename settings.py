@@ -263,6 +263,12 @@ class WorkerSettings(Section):
         description="How long the money of a cancelled or expired order may stay unsettled before order processors ask"
         " about it, and how often they look, minutes.",
     )
+    standing_seconds: Seconds = pydantic.Field(
+        30, description="How often order processors read how many orders and dead letters are open, seconds."
+    )
+    overdue_minutes: float = pydantic.Field(
+        5, gt=0, description="An order that is CREATED or PROCESSING for longer counts as overdue, minutes."
+    )
     dependency_probe_cap: Seconds = pydantic.Field(
         5, description="Longest wait between two probes of a dependency that is down, seconds."
     )

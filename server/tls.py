@@ -1,12 +1,14 @@
 """TLS of the gRPC server. Certificates that are renewed on disk are used for new connections, without a restart."""
 
+import math
 import pathlib
 import ssl
 
 import grpc
+from cryptography import x509
 
 from settings import SettingsError, TlsSettings
-from telemetry import logs
+from telemetry import logs, metrics
 
 log = logs.get()
 
@@ -82,6 +84,7 @@ class CertificateFiles:
         if self._stamp() != stamp:
             self._seen = None
             raise CertificateUnusable("the files are being written")
+        metrics.CERTIFICATE_EXPIRY.set(_expiry(chain))
         return grpc.ssl_server_certificate_configuration([(key, chain)], client_ca)
 
     def _stamp(self) -> _Stamp:
@@ -91,6 +94,17 @@ class CertificateFiles:
             self._seen = None
             raise CertificateUnusable(f"not a certificate and its key: {_reason(error)}") from error
         return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
+
+
+def _expiry(chain: bytes) -> float:
+    """Returns when the first of the certificates ends, in seconds since 1970.
+
+    NaN if that cannot be read: the certificate is served all the same, gRPC's TLS has the say on it.
+    """
+    try:
+        return min(each.not_valid_after_utc.timestamp() for each in x509.load_pem_x509_certificates(chain))
+    except ValueError:
+        return math.nan
 
 
 def _no_password() -> str:

@@ -60,6 +60,8 @@ CATALOGUE: dict[str, str] = {
     "order.duplicate_skipped": "A copy of a record that was handled already; nothing is emitted.",
     "sweep.asked": "A sweep asked for expiries and refunds that are due.",
     "sweep.skipped": "A sweep could not look; the next one will.",
+    "standing.unreadable": "The figures of how things stand cannot be read; the last ones stay.",
+    "standing.readable": "The figures of how things stand are read again.",
     "reconciler.reconciled": "Everything up to a time was compared; the fields say how many differences there are.",
     "reconciler.difference_found": "The gateway, the payments and an order do not say the same; an operator must look.",
     "reconciler.order_agrees": "An order that had differences has none any more.",

@@ -4,6 +4,7 @@ docs/metrics.md is made from this module: AREAS says who exposes what, LABELS wh
 """
 
 import functools
+import math
 from typing import Final, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -16,6 +17,12 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 def of(metric: _Metric, *labels: str) -> _Metric:
     """Returns the metric's series, like `labels`, several times as fast: for what every record counts."""
     return metric.labels(*labels)
+
+
+def _unset(gauge: Gauge) -> Gauge:
+    """Returns the gauge, with no value in the processes that never set it: 0 would say something."""
+    gauge.set(math.nan)
+    return gauge
 
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -37,6 +44,12 @@ REPLAYS = Counter(
     "orderflow_dead_letter_replays_total",
     "Dead letters that somebody asked to replay, by what came of it.",
     ["outcome"],
+)
+CERTIFICATE_EXPIRY = _unset(
+    Gauge(
+        "orderflow_server_certificate_expiry_timestamp_seconds",
+        "When the first of the server's certificate and its chain ends; NaN without TLS.",
+    )
 )
 
 _MESSAGING: Final = ["messaging_system", "messaging_operation_name", "messaging_destination_name"]
@@ -135,6 +148,29 @@ SETTLING = Histogram(
 PAYMENTS = Counter("orderflow_payments_total", "Charges and refunds.", ["outcome"])
 NOTIFICATIONS = Counter("orderflow_notifications_total", "Messages to customers.", ["channel", "outcome"])
 
+ORDERS_OPEN = Gauge(
+    "orderflow_orders_open", "Orders in a state that they have to leave, at most 20000 of each.", ["state"]
+)
+ORDERS_OVERDUE = Gauge(
+    "orderflow_orders_overdue", "Those of the open orders that have been in it for longer than they may.", ["state"]
+)
+UNKNOWN_AGE = _unset(
+    Gauge(
+        "orderflow_payments_unknown_oldest_age_seconds",
+        "Time since the oldest charge was sent of which nobody knows what it came to; 0 if there is none.",
+    )
+)
+UNRESOLVED = Gauge("orderflow_dead_letters_unresolved", "Dead letters that wait for somebody.", ["group", "reason"])
+UNRESOLVED_AGE = _unset(
+    Gauge(
+        "orderflow_dead_letter_oldest_age_seconds",
+        "Time since the oldest dead letter that waits for somebody was recorded; 0 if there is none.",
+    )
+)
+STANDING_LAST_SUCCESS = Gauge(
+    "orderflow_standing_last_success_timestamp_seconds", "When the figures of this section were last read."
+)
+
 DB_DURATION = Histogram(
     "db_client_operation_duration_seconds",
     "Time that a transaction, or a query alone, took, with its wait for a connection.",
@@ -164,7 +200,7 @@ LOOP_LAG = Histogram(
 
 AREAS: Final[dict[str, tuple[MetricWrapperBase, ...]]] = {
     "Calls, by the server": (
-        RPC_DURATION, RPC_IN_FLIGHT, SHED, UNACKNOWLEDGED, CREDENTIALS_REFUSED, REPLAYS,
+        RPC_DURATION, RPC_IN_FLIGHT, SHED, UNACKNOWLEDGED, CREDENTIALS_REFUSED, REPLAYS, CERTIFICATE_EXPIRY,
     ),
     "Records": (CONSUMED, SENT, SEND_DURATION, PROCESS_DURATION),
     "Workers": (
@@ -173,6 +209,9 @@ AREAS: Final[dict[str, tuple[MetricWrapperBase, ...]]] = {
     ),
     "Payment gateway, by the payment processor": (BREAKER_STATE, BREAKER_TRANSITIONS, BREAKER_CALLS, GATEWAY_DURATION),
     "Business, by whoever decides": (ORDER_EVENTS, ORDERS, AMOUNTS, REFUNDED, SETTLING, PAYMENTS, NOTIFICATIONS),
+    "How things stand, by every order processor: take the greatest, not the sum": (
+        ORDERS_OPEN, ORDERS_OVERDUE, UNKNOWN_AGE, UNRESOLVED, UNRESOLVED_AGE, STANDING_LAST_SUCCESS,
+    ),
     "Reconciliation and webhook": (
         RECONCILIATION_DIFFERENCES, RECONCILIATION_LAST_SUCCESS, RECONCILED, REPORTS,
     ),
@@ -189,7 +228,7 @@ LABELS: Final[dict[str, str]] = {
     "db_system_name": "`postgresql`",
     "error_type": "what went wrong: a gRPC status that is the server's fault, an error class, or empty",
     "kind": "a [kind](operations.md#reconciliation) of difference",
-    "group": "consumer group: the worker's name",
+    "group": "consumer group: the worker's name; of unresolved dead letters also `other`",
     "messaging_consumer_group_name": "consumer group: the worker's name",
     "messaging_destination_name": "topic",
     "messaging_operation_name": "`send`, `poll`, `process`",
@@ -197,12 +236,13 @@ LABELS: Final[dict[str, str]] = {
     "operation": "`charge`, `find`, `refund`, `find_refund`, `close`, `movements`",
     "outcome": "see below",
     "partition": "number of the partition",
-    "reason": "an error class, a limit, why a credential was refused; of paused partitions `opening`, "
-    "`dependency_down`, `busy`",
+    "reason": "an error class, a limit, why a credential was refused; of unresolved dead letters also `other`; of "
+    "paused partitions `opening`, `dependency_down`, `busy`",
     "rpc_method": "`orderflow.orders.v1.OrderService/CreateOrder` ...",
     "rpc_status_code": "gRPC status: `OK`, `UNAVAILABLE` ...",
     "rpc_system_name": "`grpc`",
-    "state": "of the breaker `closed`, `open`, `half_open`; of slots `used`, `free`; of connections `used`, `idle`",
+    "state": "of the breaker `closed`, `open`, `half_open`; of slots `used`, `free`; of connections `used`, `idle`; "
+    "of orders `created`, `processing`, `refunding`: with a refund that is not made",
     "status": "status of an order: `CREATED`, `PAID` ...",
     "tier": "`in_place`, or the retry topic",
     "topic": "topic",

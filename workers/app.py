@@ -105,8 +105,10 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     from storage.due_orders import DueOrders
     from storage.order_commands import OrderCommands
     from storage.order_decisions import OrderDecisions
+    from storage.standing import Patience, StandingRecords
     from workers import order_processor
-    from workers.sweep import Sweep, SweepingRuntime
+    from workers.standing import StandingFigures
+    from workers.sweep import Sweep, TimedRuntime
 
     handle = functools.partial(
         order_processor.handle,
@@ -115,18 +117,30 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         attempts=parts.attempts,
     )
     publisher = Publisher(parts.settings.kafka, client_id=f"{parts.client_id}-sweep")
+    worker = parts.settings.worker
+    unsettled = datetime.timedelta(minutes=worker.unsettled_minutes)
+    key_window = datetime.timedelta(hours=parts.settings.gateway.key_window_hours)
     sweep = Sweep(
         due=DueOrders(parts.database),
         publisher=publisher,
-        interval=parts.settings.worker.sweep_seconds,
-        patience=datetime.timedelta(minutes=parts.settings.worker.unsettled_minutes),
-        key_window=datetime.timedelta(hours=parts.settings.gateway.key_window_hours),
+        interval=worker.sweep_seconds,
+        patience=unsettled,
+        key_window=key_window,
         now=now,
         source=order_processor.SPEC.group,
     )
+    # What the sweep asks about is overdue when it has asked twice.
+    patience = Patience(
+        waiting=datetime.timedelta(minutes=worker.overdue_minutes),
+        unpaid=2 * datetime.timedelta(seconds=worker.sweep_seconds),
+        refunding=key_window + 2 * unsettled,
+    )
+    figures = StandingFigures(
+        records=StandingRecords(parts.database, patience=patience), interval=worker.standing_seconds, now=now
+    )
     publisher.start()
     try:
-        yield SweepingRuntime(parts.runtime(order_processor.SPEC, handle), sweep)
+        yield TimedRuntime(parts.runtime(order_processor.SPEC, handle), sweep, figures)
     finally:
         await publisher.close()
 

@@ -157,13 +157,21 @@ class Sweep:
         )
 
 
-class SweepingRuntime:
-    """A worker with a sweep beside it. One that ends by an error ends both."""
+class Timer(Protocol):
+    """What a worker does now and then beside its records."""
 
-    def __init__(self, runtime: WorkerRuntime, sweep: Sweep) -> None:
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        ...
+
+
+class TimedRuntime:
+    """A worker with timers beside it. One that ends by an error ends all."""
+
+    def __init__(self, runtime: WorkerRuntime, *timers: Timer) -> None:
         """Runs nothing yet."""
         self._runtime = runtime
-        self._sweep = sweep
+        self._timers = timers
 
     @property
     def registers(self) -> tuple[Topic, ...]:
@@ -178,13 +186,16 @@ class SweepingRuntime:
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then drains."""
         working = asyncio.create_task(self._runtime.run(stop))
-        sweeping = asyncio.create_task(self._sweep.run())
+        timers = [asyncio.create_task(timer.run()) for timer in self._timers]
         try:
-            await asyncio.wait([working, sweeping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, *timers], return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop.set()
-            failed = sweeping.exception() if sweeping.done() and not sweeping.cancelled() else None
-            sweeping.cancel()
+            failures = [timer.exception() for timer in timers if timer.done() and not timer.cancelled()]
+            for timer in timers:
+                timer.cancel()
             await working
-            if failed is not None:
-                raise failed
+            await asyncio.gather(*timers, return_exceptions=True)  # before what they use is closed
+            for failure in failures:
+                if failure is not None:
+                    raise failure

@@ -16,7 +16,7 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from tests import engines
 from tests.builders import NOW, an_id
-from workers.sweep import Sweep, SweepingRuntime
+from workers.sweep import Sweep, TimedRuntime
 
 PATIENCE, WINDOW = datetime.timedelta(minutes=15), datetime.timedelta(hours=23)
 
@@ -151,27 +151,37 @@ class Worker:
         self.drained = True
 
 
-class Broken(Sweep):
+class Idle:
     def __init__(self) -> None:
-        pass
+        self.is_over = False
 
+    async def run(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):  # as giving a connection back does
+                await asyncio.sleep(0)
+            self.is_over = True
+
+
+class Broken:
     async def run(self) -> None:
         raise ZeroDivisionError
 
 
-async def test_a_sweep_that_ends_ends_the_worker_and_that_is_told() -> None:
-    worker, stop = Worker(), asyncio.Event()
+async def test_a_timer_that_ends_ends_the_worker_and_that_is_told() -> None:
+    worker, idle, stop = Worker(), Idle(), asyncio.Event()
     with pytest.raises(ZeroDivisionError):
-        await SweepingRuntime(cast(Any, worker), Broken()).run(stop)
-    assert worker.drained
+        await TimedRuntime(cast(Any, worker), idle, Broken()).run(stop)
+    assert (worker.drained, idle.is_over) == (True, True)
 
 
-async def test_a_stop_ends_both() -> None:
-    bench, worker, stop = Bench(), Worker(), asyncio.Event()
-    runtime = SweepingRuntime(cast(Any, worker), bench.sweeps[0])
+async def test_a_stop_ends_all() -> None:
+    bench, worker, idle, stop = Bench(), Worker(), Idle(), asyncio.Event()
+    runtime = TimedRuntime(cast(Any, worker), bench.sweeps[0], idle)
     assert (runtime.registers, runtime.is_ready) == ((topics.ORDERS,), True)
     running = asyncio.create_task(runtime.run(stop))
     await asyncio.sleep(0)
     stop.set()
     await running
-    assert worker.drained
+    assert (worker.drained, idle.is_over) == (True, True)
