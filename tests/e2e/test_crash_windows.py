@@ -87,9 +87,14 @@ async def ended_once(system: ObservedSystem, order: Order, *, copies_of_mail: in
 async def test_a_worker_dies_in_the_window(healthy: ObservedSystem, client: OrdersClient, window: str) -> None:
     role = WORKER_WINDOWS[window]
     process = await armed(healthy, role, window)
+    # One message alone is under way when it dies: of others nobody could tell whether they were accepted.
+    held_back = ["order-processor"] if role == "notification-email" else []
+    for other in held_back:
+        await healthy.stop_role(other)
     created = await orders.place(client, phone="+491701234567")
     await dies(process)
-    healthy.start_role(role)
+    for each in (role, *held_back):
+        healthy.start_role(each)
     order = await orders.settled(client, created, within=30)
     # W10: nobody can tell whether the message was accepted, so it is sent again with its Message-ID.
     await ended_once(healthy, order, copies_of_mail=2 if window == "W10" else 1)

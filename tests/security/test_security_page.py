@@ -22,6 +22,8 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
 ITEMS = """no credentials, wrong tenant, JWT, mTLS, TLS downgrade, huge message, gzip bomb, header bomb, slowloris,
 stream flood, cancelled calls, SQL injection, un-storable text, log and mail injection, error hygiene, path traversal,
 admin by a caller, Kafka is a border, database rights, hostile gateway, fairness, supply chain"""
+BESIDE = {"forged reports"}
+"""What the list, which is about the API, does not ask for."""
 WITH_COMMAS = {"nesting, unknown fields", "rapid reset, ping flood", "PII, secrets", "reflection, channelz, ports"}
 
 
@@ -33,7 +35,7 @@ def rows() -> dict[str, tuple[str, str]]:
 
 
 def test_every_item_is_there() -> None:
-    assert set(rows()) == {item.strip() for item in ITEMS.replace("\n", " ").split(",")} | WITH_COMMAS
+    assert set(rows()) == {item.strip() for item in ITEMS.replace("\n", " ").split(",")} | WITH_COMMAS | BESIDE
 
 
 def test_every_item_has_a_test_or_a_reason() -> None:
