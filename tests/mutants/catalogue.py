@@ -443,10 +443,10 @@ MUTANTS = (
         f"{_REFUNDS} -k key_is_forgotten",
     ),
     Mutant(
-        "a replay of what a sweep has settled emits again",
-        "semantics 28: the sweep's record stores the outcome of the one that had asked",
+        "a dead letter that a sweep has settled stays open",
+        "semantics 28: what an operator has to settle is what nobody has settled",
         "storage/refund_decisions.py",
-        "        await outcomes.store(connection, asked, [])\n",
+        "        await dead_letters.settle(connection, delivery.group, intent.order_id, intent.asked_by)\n",
         "",
         f"{_REFUNDS} -k key_is_forgotten",
     ),
