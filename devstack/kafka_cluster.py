@@ -89,7 +89,7 @@ class KafkaCluster:
         for broker in self.brokers:
             broker.start()
 
-    async def wait_ready(self, deadline_seconds: float = 120.0) -> None:
+    async def wait_ready(self, deadline_seconds: float = 180.0) -> None:
         """Wait until every broker answers, and every partition is in sync on all that are to have it.
 
         Raises:

@@ -64,9 +64,13 @@ def _take_promtool() -> None:
 
 def _try(what: str, command: list[str], environment: dict[str, str]) -> None:
     print(what, file=sys.stderr)  # noqa: T201
-    done = subprocess.run(  # noqa: S603
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=600
-    )
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=600
+        )
+    except subprocess.TimeoutExpired:
+        print("failed: not done within 600 s", file=sys.stderr)  # noqa: T201
+        return
     if done.returncode:
         print(f"failed: {done.stderr.strip()[-500:]}", file=sys.stderr)  # noqa: T201
 

@@ -16,7 +16,7 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-expect.set_options(timeout=20_000)  # how fast a page is is the machine's matter
+expect.set_options(timeout=30_000)  # how fast a page is is the machine's matter
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
 
@@ -30,7 +30,7 @@ def chromium() -> str | None:
 async def launched() -> AsyncIterator[Browser]:
     """Runs it meanwhile."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS, timeout=90_000)
         try:
             yield browser
         finally:

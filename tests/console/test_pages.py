@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from settings import SettingsError
+from tests import engines
 from tests.console import content
 from tests.console.system import System, console, system
 from tests.e2e.observer import eventually
@@ -26,7 +27,7 @@ async def made(of: System) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def browser(of: System, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
-    async with console(of, **settings) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with console(of, **settings) as url, httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -113,17 +114,16 @@ async def test_a_source_that_does_not_answer_is_unknown_and_never_zero(of: Syste
             boards = messages(stream)
             board = await anext(boards)
             assert tile(board, "Dead letters") == "1"
-            while tile(board, "Processing") == "unknown":
+            while tile(board, "Processing") != "1,207":  # one after the other is heard
                 board = await anext(boards)
-            assert tile(board, "Processing") == "1,207"
             for name in ("order-processor", "payment-processor", "notification-email", "notification-sms"):
                 await of.metrics.stop(name)
             while "0 of 1" not in (board := await anext(boards)):
                 pass
-            while tile(board, "Processing") != "unknown":
+            while {tile(board, name) for name in ("Processing", "Breakers")} != {"unknown"}:
                 board = await anext(boards)
-            assert tile(board, "Breakers") == "unknown"
-            assert "Without those of order-processor" in board
+            while "Without those of order-processor" not in board:
+                board = await anext(boards)
             await of.stop_server()
             while tile(board, "Dead letters") != "unknown":
                 board = await anext(boards)
@@ -173,7 +173,7 @@ async def test_a_stuck_order_is_told_with_its_reason(of: System, made: dict[str,
     metrics = await content.processes(of, gateway="open")
     async with browser(of, metrics=metrics) as client, client.stream("GET", "/stuck/live") as stream:
         boards = messages(stream)
-        while "metrics" in (shown := await anext(boards)):
+        while "The circuit breaker" not in (shown := await anext(boards)):
             pass
         assert re.findall(r'href="/orders/([^"]+)"', shown) == [made["given up"], made["waits"]]
         assert "payment-processor gave up on it: GATEWAY_CHARGE_UNKNOWN" in shown
@@ -184,7 +184,7 @@ async def test_forms_that_are_not_of_the_session_are_refused(of: System, made: d
     path = f"/dead-letters/{made['letter']}/discard"
     async with browser(of) as client:
         mine = csrf(await client.get(path))
-        async with httpx.AsyncClient(base_url=client.base_url, trust_env=False) as other:
+        async with httpx.AsyncClient(base_url=client.base_url, trust_env=False, timeout=30) as other:
             theirs = csrf(await other.get(path))
         assert mine != theirs
         for token in ("", theirs, "0" * 64):
@@ -265,11 +265,12 @@ async def test_a_plan_is_applied_only_once_its_size_is_typed(of: System, made: d
 async def test_a_plan_is_ended_while_it_runs(of: System, made: dict[str, str]) -> None:
     async with browser(of) as client:
         path, token = await plan(of, client, made, 50)
-        await client.post(f"{path}/apply", data={"csrf": token, "count": "50", "rate": "10", "reason": "try"})
+        await client.post(f"{path}/apply", data={"csrf": token, "count": "50", "rate": "2", "reason": "try"})
         async with client.stream("GET", f"{path}/live") as stream:
             shown = messages(stream)
             while "RUNNING" not in await anext(shown):
                 pass
+            await engines.eventually(lambda: of.replayed.records, "the first of them is replayed", seconds=30)
             assert (await client.post(f"{path}/abort", data={"csrf": token})).status_code == 303
             *_, last, _ = [message async for message in shown]
         assert "Ended by somebody" in last
@@ -309,7 +310,7 @@ async def test_streams_are_bounded_and_a_reader_that_leaves_makes_room(of: Syste
             refused = await client.get("/live")
             assert refused.status_code == 503
             assert refused.headers["retry-after"] == "5"
-        await eventually(lambda: opens(client), within=10, what="room for another")
+        await eventually(lambda: opens(client), within=30, what="room for another")
 
 
 async def opens(client: httpx.AsyncClient) -> bool:
@@ -319,7 +320,7 @@ async def opens(client: httpx.AsyncClient) -> bool:
 
 
 async def test_a_stopping_console_ends_its_streams(of: System) -> None:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         async with console(of) as url:
             request = client.stream("GET", f"{url}/live")
             response = await request.__aenter__()

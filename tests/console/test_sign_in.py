@@ -64,7 +64,7 @@ async def browser(guarded: Guarded, **settings: Any) -> AsyncIterator[httpx.Asyn
     chosen = {"listen": "0.0.0.0:0", "insecure": True, **settings}
     async with console(guarded, **chosen) as url:
         local = url.replace("0.0.0.0", "127.0.0.1")
-        async with httpx.AsyncClient(base_url=local, trust_env=False, follow_redirects=True) as client:
+        async with httpx.AsyncClient(base_url=local, trust_env=False, timeout=30, follow_redirects=True) as client:
             yield client
 
 
@@ -152,13 +152,19 @@ async def test_a_sign_in_leads_to_no_other_site(guarded: Guarded, path: str) -> 
 
 async def test_the_token_that_it_was_started_with_is_used_on_loopback(guarded: Guarded) -> None:
     guarded.letters.add(DeadLetter(group="order-processor", error_class="UNDECODABLE"))
-    async with console(guarded, token="olga") as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with (
+        console(guarded, token="olga") as url,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client,
+    ):
         assert "UNDECODABLE" in (await client.get("/dead-letters")).text
-    async with console(guarded, token="shop") as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with (
+        console(guarded, token="shop") as url,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client,
+    ):
         refused = await client.get("/dead-letters")
         assert refused.status_code == 403
         assert "You may not" in refused.text
-    async with console(guarded) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with console(guarded) as url, httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
         assert (await client.get("/dead-letters")).headers["location"] == "/sign-in?then=%2Fdead-letters"
 
 
@@ -173,7 +179,7 @@ async def test_over_tls_the_cookie_is_for_tls_only(guarded: Guarded, tmp_path: p
     trust = ssl.create_default_context(cadata=authority.pem.decode())
     async with console(guarded, **settings) as url:
         local = url.replace("0.0.0.0", "localhost")
-        async with httpx.AsyncClient(base_url=local, trust_env=False, verify=trust) as client:
+        async with httpx.AsyncClient(base_url=local, trust_env=False, timeout=30, verify=trust) as client:
             page = await client.get("/sign-in")
     assert page.headers["strict-transport-security"]
     assert page.headers["set-cookie"].startswith("__Host-orderflow-console=")

@@ -19,6 +19,9 @@ def analyze(tmp_path: pathlib.Path) -> str:
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd is not on this machine")
+    (version,) = re.findall(r"^systemd (\d+)", run(tmp_path, program, "--version"))
+    if int(version) < 250:
+        pytest.skip("systemd on this machine is older than 250, which reads units without a running system")
     # The instance as installed, but for the program, which is not here.
     unit = (FOLDER / "orderflow@.service").read_text()
     assert "ExecStart=/opt/orderflow/bin/orderflow run %i\n" in unit
@@ -33,7 +36,9 @@ def run(folder: pathlib.Path, *command: str) -> str:
 
 
 def test_systemd_has_nothing_to_say(analyze: str, tmp_path: pathlib.Path) -> None:
-    assert run(tmp_path, analyze, "verify", f"./{UNIT}") == ""
+    told = run(tmp_path, analyze, "verify", f"./{UNIT}")
+    # It reads the units of this machine that ours comes after, too, and has its say about them.
+    assert [line for line in told.splitlines() if UNIT in line] == []
 
 
 def test_systemd_would_see_a_misspelt_line(analyze: str, tmp_path: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +19,7 @@ TOPIC = "replicated"
 PARTITIONS = 3
 
 # The first test waits for the start of three brokers.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ async def started(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kaf
     cluster = engines.kafka_cluster(tmp_path_factory.mktemp("kafka"))
     cluster.start()
     try:
-        await cluster.wait_ready()
+        await cluster.wait_ready(240)
         admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
         async with engines.started(admin):
             config = {"min.insync.replicas": "2"}
@@ -65,11 +66,15 @@ async def write_everywhere(producer: AIOKafkaProducer, value: bytes, *, within: 
 
 async def values(cluster: KafkaCluster) -> list[set[bytes | None]]:
     """Returns what can be read of each partition."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap, isolation_level="read_committed")
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=cluster.bootstrap,
+        isolation_level="read_committed",
+        # Not seek_to_beginning(): it races with the client's own first look-up, and a partition reads as empty.
+        auto_offset_reset="earliest",
+    )
     async with engines.started(consumer), asyncio.timeout(60):
         partitions = [TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
         consumer.assign(partitions)
-        await consumer.seek_to_beginning()
         ends = await consumer.end_offsets(partitions)
         found: dict[TopicPartition, set[bytes | None]] = {each: set() for each in partitions}
         while any([await consumer.position(each) < ends[each] for each in partitions]):
@@ -121,17 +126,22 @@ async def test_the_topics_of_offsets_and_transactions_have_three_replicas(cluste
         consumer.assign([TopicPartition(TOPIC, 0)])
         await consumer.commit({TopicPartition(TOPIC, 0): 1})
     async with engines.started(AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)) as admin:
-        for topic in await admin.describe_topics(["__consumer_offsets", "__transaction_state"]):
-            assert topic["partitions"], topic
+
+        async def described() -> list[dict[str, Any]]:
+            topics = await admin.describe_topics(["__consumer_offsets", "__transaction_state"])
+            return topics if all(topic["partitions"] for topic in topics) else []
+
+        # The broker that is asked may hear of them later than the one that made them.
+        for topic in await observer.eventually(described, within=30, what="partitions of both topics"):
             assert all(len(partition["replicas"]) == 3 for partition in topic["partitions"]), topic
 
 
 async def test_one_dies_and_writing_goes_on_then_two_and_nothing_is_acknowledged(cluster: KafkaCluster) -> None:
     async with engines.started(new_producer(cluster)) as producer:
-        await write_everywhere(producer, b"three", within=30)
+        await write_everywhere(producer, b"three", within=60)
         first = await leader(cluster)
         first.kill()
-        await write_everywhere(producer, b"two", within=15)
+        await write_everywhere(producer, b"two", within=60)
         assert not first.running
         second, third = [broker for broker in cluster.brokers if broker is not first]
 
@@ -143,7 +153,7 @@ async def test_one_dies_and_writing_goes_on_then_two_and_nothing_is_acknowledged
         for broker in (first, second):
             broker.start()
         await cluster.wait_ready()
-        await write_everywhere(producer, b"three again", within=30)
+        await write_everywhere(producer, b"three again", within=60)
     # What was not acknowledged in time was handed over: the producer went on and wrote it, once.
     assert all({b"three", b"two", b"one", b"three again"} <= found for found in await values(cluster))
 
@@ -151,15 +161,15 @@ async def test_one_dies_and_writing_goes_on_then_two_and_nothing_is_acknowledged
 @pytest.mark.heavy
 async def test_a_frozen_one_is_left_out_and_comes_back(cluster: KafkaCluster) -> None:
     async with engines.started(new_producer(cluster)) as producer:
-        await write_everywhere(producer, b"before", within=30)
+        await write_everywhere(producer, b"before", within=60)
         frozen = await leader(cluster)
         frozen.suspend()
         try:
-            await write_everywhere(producer, b"meanwhile", within=30)
+            await write_everywhere(producer, b"meanwhile", within=60)
         finally:
             frozen.resume()
         await cluster.wait_ready()
-        await write_everywhere(producer, b"after", within=30)
+        await write_everywhere(producer, b"after", within=60)
 
 
 @pytest.mark.heavy
@@ -198,5 +208,7 @@ async def test_a_dead_one_is_named_while_the_others_are_waited_for(cluster: Kafk
     broker = cluster.brokers[2]
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGKILL)
+    # It dies in a moment, and may answer until then.
+    await asyncio.to_thread(os.waitid, os.P_PID, broker.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(DevstackError, match="Kafka broker 3 ended with exit code -9"):
-        await cluster.wait_ready(10)
+        await cluster.wait_ready(60)

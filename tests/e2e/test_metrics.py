@@ -15,7 +15,7 @@ DOCUMENTED = set(re.findall(r"^\| `([a-z_]+)` \| (?:counter|gauge|histogram) ", 
 
 def scrape(address: str) -> list[str]:
     """Returns the series of our own metrics, labels included."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
     return [each for each in series if not each.startswith(("python_", "process_"))]
@@ -31,14 +31,14 @@ async def test_a_hundred_orders_raise_no_number_of_series_and_stand_in_no_label(
     healthy: System, client: OrdersClient
 ) -> None:
     first = await orders.place(client)
-    await orders.settled(client, first)
+    await orders.settled(client, first, within=60)
     await asyncio.to_thread(lambda: [scrape(healthy.metrics_address(role)) for role in ROLES])
     created_before = observer.metric(healthy.metrics_address("server"), "orderflow_orders_total", status="CREATED")
     paid_before = observer.metric(healthy.metrics_address("payment-processor"), "orderflow_orders_total", status="PAID")
     created = await asyncio.gather(
-        *(orders.place(client, user_id=f"user-{n}", email=f"customer-{n}@example.com") for n in range(100))
+        *(orders.place(client, user_id=f"user-{n}", email=f"customer-{n}@example.com", timeout=30) for n in range(100))
     )
-    await asyncio.gather(*(orders.settled(client, each, within=40) for each in created))
+    await asyncio.gather(*(orders.settled(client, each, within=60) for each in created))
 
     ids = {each.order.order_id for each in created}
     for role in ROLES:
@@ -54,13 +54,13 @@ async def test_a_hundred_orders_raise_no_number_of_series_and_stand_in_no_label(
         address = healthy.metrics_address("payment-processor")
         return observer.metric(address, "orderflow_orders_total", status="PAID") - paid_before >= 100
 
-    await observer.eventually(paid, within=10, what="100 more orders PAID")
+    await observer.eventually(paid, within=30, what="100 more orders PAID")
     now = observer.metric(healthy.metrics_address("server"), "orderflow_orders_total", status="CREATED")
     assert now - created_before >= 100
 
 
 async def test_lag_and_age_are_shown_for_each_partition_by_its_owner(healthy: System, client: OrdersClient) -> None:
-    await orders.settled(client, await orders.place(client))
+    await orders.settled(client, await orders.place(client), within=60)
     address = healthy.metrics_address("order-processor")
     wanted = ("orderflow_worker_lag_records", "orderflow_worker_oldest_record_age_seconds")
 
@@ -75,4 +75,4 @@ async def test_lag_and_age_are_shown_for_each_partition_by_its_owner(healthy: Sy
             for number in range(3)
         )
 
-    await observer.eventually(shown, within=15, what="lag and age of three partitions")
+    await observer.eventually(shown, within=60, what="lag and age of three partitions")

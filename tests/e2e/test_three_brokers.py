@@ -15,12 +15,14 @@ from orderflow_client import CreateOrderResponse, OrderflowError, OrdersClient, 
 from tests.e2e import observer, orders
 from tests.e2e.observed import ObservedSystem
 
-MOST_PAUSE = 15.0
+MOST_PAUSE = 30.0
+"""That a broker is gone is known after 6 s, and a client tries again after some seconds more; a slow machine adds."""
+
 CALLERS = 4
 REFUSALS = {"Unavailable NOT_ACCEPTED", "Unavailable UNKNOWN", "DeadlineExceeded UNKNOWN"}
 
 # The first one waits for the start of the system, on three brokers.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ async def all_paid_and_charged_once(system: ObservedSystem, created: list[Create
     async with OrdersClient(system.server_address) as client:
         for start in range(0, len(created), 50):
             settled = await asyncio.gather(
-                *(orders.settled(client, each, within=90) for each in created[start : start + 50])
+                *(orders.settled(client, each, within=120) for each in created[start : start + 50])
             )
             assert {each.status for each in settled} == {OrderStatus.ORDER_STATUS_PAID}
     charged = collections.Counter(
@@ -141,7 +143,7 @@ async def kill_in_turn(system: ObservedSystem, brokers: list[KafkaBroker], *, or
             broker.start()
             await system.kafka.wait_ready()
         await load.more(orders_between, within=60)
-        created = await load.finish(within=30)
+        created = await load.finish(within=60)
     assert load.longest_pause() < MOST_PAUSE, load.refused
     await all_paid_and_charged_once(system, created)
 
@@ -162,15 +164,17 @@ async def kill_two(system: ObservedSystem, victims: list[KafkaBroker], *, orders
         accepted = len(load.accepted)
         async with OrdersClient(system.server_address) as fresh:
             for _ in range(3):
-                started = time.monotonic()
-                with pytest.raises(Unavailable) as refused:
-                    await orders.place(fresh, timeout=5)
-                assert time.monotonic() - started < 5
+                with pytest.raises(Unavailable) as refused:  # not DeadlineExceeded: it does not wait for Kafka
+                    await orders.place(fresh, timeout=10)
                 assert refused.value.reason == "KAFKA_UNAVAILABLE"
+
+        async def all_refused() -> bool:
+            return len(load.refused) >= before + CALLERS
+
+        await observer.eventually(all_refused, within=30, what="every caller refused")
         seen = load.refused[before:]
-        assert seen, "every caller is refused now"
         assert {outcome for outcome, _ in seen} <= REFUSALS
-        assert max(took for _, took in seen) < deadline + 1.5, "an answer past its deadline"
+        assert max(took for _, took in seen) < deadline + 5, "an answer past its deadline"
         assert len(load.accepted) == accepted, "one broker has no say"
 
         for broker in victims:
@@ -201,18 +205,18 @@ async def test_two_of_three_dead_and_nobody_asked_meanwhile(system: ObservedSyst
     await observer.eventually(told, within=MOST_PAUSE, what="a server that is NOT_SERVING")
     async with OrdersClient(system.server_address) as fresh:
         with pytest.raises(Unavailable) as refused:
-            await orders.place(fresh, timeout=5)
+            await orders.place(fresh, timeout=10)
     assert refused.value.reason == "KAFKA_UNAVAILABLE"
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 async def test_each_of_three_dies_in_turn_twice_under_load(system: ObservedSystem) -> None:
     await kill_in_turn(system, [*system.brokers, *system.brokers], orders_between=100)
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("survivor", [0, 1, 2])
 async def test_any_two_of_three_die_under_load(system: ObservedSystem, survivor: int) -> None:
     victims = [broker for number, broker in enumerate(system.brokers) if number != survivor]

@@ -139,13 +139,13 @@ def test_by_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_collector_that_is_away_does_not_hold_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     [port] = free_ports(1)
     monkeypatch.setenv(_ENDPOINT, f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "6")
     monkeypatch.setattr(otlp, "_FLUSH_SECONDS", 0.1)
     before = set(threading.enumerate())
     began = time.monotonic()
     with otlp.exporting("server"):
         one_span()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     for thread in set(threading.enumerate()) - before:  # a process would end now; the next test must not meet them
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
