@@ -27,7 +27,7 @@ from settings import DatabaseSettings, KafkaSettings
 from storage.database import Database
 from tests.builders import an_id
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 TEMPLATE = "orderflow_template"
 
 

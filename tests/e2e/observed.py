@@ -68,7 +68,7 @@ class ObservedSystem(System):
                 return True
             return False
 
-        await observer.eventually(answers, within=20, what="a gateway that answers")
+        await observer.eventually(answers, within=60, what="a gateway that answers")
 
     # -- looked up ---------------------------------------------------------------------------------------------------
 
@@ -96,7 +96,9 @@ class ObservedSystem(System):
         finally:
             await admin.close()
         projected = sum(end for at, end in ends.items() if at.topic not in RETRY_TOPICS)
-        found["projector"] = projected - await self.count("select sum(position) from projection_positions")
+        # There is none while the read model is made anew, until the projector has begun.
+        positions = "select coalesce(sum(position), 0) from projection_positions"
+        found["projector"] = projected - await self.count(positions)
         return {group: records for group, records in found.items() if records}
 
     async def caught_up(self, group: str, *, within: float) -> None:

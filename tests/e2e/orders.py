@@ -29,7 +29,7 @@ async def place(client: OrdersClient, **changes: Any) -> CreateOrderResponse:
     return await client.create_order(**{**order, **changes})
 
 
-async def settled(client: OrdersClient, created: CreateOrderResponse, *, within: float = 20) -> Order:
+async def settled(client: OrdersClient, created: CreateOrderResponse, *, within: float = 60) -> Order:
     """Returns the order once it is settled."""
     deadline = time.monotonic() + within
     while True:

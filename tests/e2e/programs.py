@@ -31,7 +31,7 @@ def program(name: str) -> str:
     return path
 
 
-async def run(*command: str, stdin: bytes | None = None, deadline: float = 30) -> tuple[int, bytes, str]:
+async def run(*command: str, stdin: bytes | None = None, deadline: float = 60) -> tuple[int, bytes, str]:
     """Runs a command and returns its exit code, standard output and standard error.
 
     Raises:

@@ -98,8 +98,8 @@ async def test_an_erased_user_is_gone_from_tables_and_logs_and_does_not_come_bac
         )
         return rows
 
-    [letter] = await observer.eventually(letters, within=40, what="a dead letter of the user")
-    await healthy.all_caught_up(within=40)
+    [letter] = await observer.eventually(letters, within=60, what="a dead letter of the user")
+    await healthy.all_caught_up(within=60)
     contacts = (email, phone)
     assert {"orders", "order_views", "order_events", "dead_letters"} <= await tables_with(healthy, contacts)
 
@@ -119,10 +119,10 @@ async def test_an_erased_user_is_gone_from_tables_and_logs_and_does_not_come_bac
             if record.key == key and dict(record.headers).get("dlq_replay") == b"1"
         ]
 
-    [value] = await observer.eventually(replayed, within=40, what="the dead letter of the replay")
+    [value] = await observer.eventually(replayed, within=60, what="the dead letter of the replay")
     again = OrderEvent.FromString(value)
     assert (again.event_id, again.order.email, again.order.phone) == (dead.event_id, "", "")
-    await healthy.all_caught_up(within=40)
+    await healthy.all_caught_up(within=60)
     assert await tables_with(healthy, contacts) == set()
 
     # The topics still have it all.

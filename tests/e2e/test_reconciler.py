@@ -31,6 +31,8 @@ SETTINGS = {
     "ORDERFLOW_RECONCILER_LOOK_BACK_DAYS": "0.000001",
 }
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def shown(system: ObservedSystem, name: str, **labels: str) -> float:
     return observer.metric(system.metrics_address(RECONCILER), name, **labels)
@@ -48,7 +50,7 @@ async def looked(system: ObservedSystem) -> None:
                 return shown(system, "orderflow_reconciliation_last_success_timestamp_seconds") > begun
             return False
 
-        await observer.eventually(is_done, within=30, what="a reconciliation")
+        await observer.eventually(is_done, within=60, what="a reconciliation")
 
 
 async def restart_gateway(system: ObservedSystem, journal: str) -> None:
@@ -76,7 +78,7 @@ async def reconcile(system: ObservedSystem) -> tuple[int, list[dict[str, Any]]]:
 @pytest.fixture
 async def reconciled(healthy: ObservedSystem) -> AsyncIterator[ObservedSystem]:
     """The system with a reconciler beside it."""
-    await healthy.all_caught_up(within=30)
+    await healthy.all_caught_up(within=60)
     healthy.start_role(RECONCILER, SETTINGS)
     try:
         await healthy.wait_healthy([RECONCILER])
@@ -96,7 +98,7 @@ async def given_back(client: OrdersClient, order_id: str) -> None:
         order = (await client.get_order(order_id)).order
         return bool(order.payment_status == PaymentStatus.PAYMENT_STATUS_REFUNDED)
 
-    await observer.eventually(is_given_back, within=20, what="a refund")
+    await observer.eventually(is_given_back, within=60, what="a refund")
 
 
 async def test_what_the_system_does_agrees_and_what_is_planted_at_the_gateway_is_found(
@@ -110,11 +112,11 @@ async def test_what_the_system_does_agrees_and_what_is_planted_at_the_gateway_is
             client, await orders.place(client, payment_method="pm_card_chargeDeclinedExpiredCard")
         )
         assert declined.status == OrderStatus.ORDER_STATUS_PAYMENT_FAILED
-        await stub.ShipOrder(pb.ShipOrderRequest(order_id=shipped.order_id, carrier="Parcel Service"), timeout=10)
-        await stub.CancelOrder(pb.CancelOrderRequest(order_id=cancelled.order_id), timeout=10)
+        await stub.ShipOrder(pb.ShipOrderRequest(order_id=shipped.order_id, carrier="Parcel Service"), timeout=30)
+        await stub.CancelOrder(pb.CancelOrderRequest(order_id=cancelled.order_id), timeout=30)
         part = Money(currency_code="EUR", amount_minor=998)
-        await stub.RefundOrder(pb.RefundOrderRequest(order_id=refunded.order_id, amount=part), timeout=10)
-        await stub.RefundOrder(pb.RefundOrderRequest(order_id=refunded.order_id), timeout=10)
+        await stub.RefundOrder(pb.RefundOrderRequest(order_id=refunded.order_id, amount=part), timeout=30)
+        await stub.RefundOrder(pb.RefundOrderRequest(order_id=refunded.order_id), timeout=30)
     for order in (cancelled, refunded):
         await given_back(client, order.order_id)
 

@@ -71,14 +71,16 @@ class GatewayProcess:
     async def end(self, number: signal.Signals) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        code = await asyncio.to_thread(self._process.wait, 10)
+        code = await asyncio.to_thread(self._process.wait, 60)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process = None
         return code
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.journal.read_text().splitlines()]
+        """Returns the journal, without a last line that is still being written."""
+        whole, _, _ = self.journal.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     async def aclose(self) -> None:
         for client in self._clients:
@@ -90,7 +92,7 @@ class GatewayProcess:
 
 async def put_faults(admin_url: str, body: str) -> int:
     """Replaces the faults of the gateway whose admin port is there; returns the status."""
-    async with httpx.AsyncClient(trust_env=False) as admin:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as admin:
         return (await admin.put(f"{admin_url}/faults", content=body)).status_code
 
 

@@ -25,12 +25,12 @@ class StripeProcess(GatewayProcess):
         await super().start("--dialect", "stripe", *options)
         self.stripe = self.gateway()
 
-    def gateway(self, *, total_timeout: float = 10.0, references: Any = None) -> StripeGateway:
+    def gateway(self, *, total_timeout: float = 60.0, references: Any = None) -> StripeGateway:
         gateway = StripeGateway(
             KEY,
             references=references or self.references,
             base_url=self.url,
-            connect_timeout=min(5.0, total_timeout * 0.9),
+            connect_timeout=total_timeout * 0.9,
             total_timeout=total_timeout,
         )
         self._gateways.append(gateway)
@@ -39,7 +39,7 @@ class StripeProcess(GatewayProcess):
     async def call(self, method: str, path: str, key: str = "", **form: str) -> httpx.Response:
         """Calls the API by hand."""
         headers = {"Authorization": f"Bearer {KEY}"} | ({"Idempotency-Key": key} if key else {})
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=self.url, trust_env=False, headers=headers, timeout=30) as client:
             return await client.request(method, path, data=form or None)
 
     async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """StripeGateway against the project's own Stripe-shaped process: what each fault comes to, and what the journal has."""
 
 import asyncio
+import contextlib
 import datetime
 import json
 import signal
@@ -14,12 +15,20 @@ from tests.engines import eventually
 from tests.gateways.process import charge
 from tests.gateways.references import MemoryReferences
 from tests.gateways.stripe_process import StripeProcess
-from workers.gateways.gateway import ChargeUnknown, GatewayRefused, GatewayUnavailable, KeyClosed, Report
+from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, KeyClosed, Report
 from workers.gateways.stripe import read_report
 
 
 def kinds(stripe: StripeProcess) -> list[tuple[str, str]]:
     return [(line["kind"], line["key"]) for line in stripe.lines()]
+
+
+async def charged(stripe: StripeProcess) -> Charge:
+    """Charges once nobody is under way any more: it takes the gateway a moment to see that a caller has given up."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(ChargeUnknown):
+                return await charge(stripe.stripe)
 
 
 async def test_a_charge_a_repeat_a_refund_and_what_is_found(stripe: StripeProcess) -> None:
@@ -77,7 +86,7 @@ async def test_what_strikes_before_executes_nothing(stripe: StripeProcess, fault
         with pytest.raises(ChargeUnknown):
             await charge(stripe.stripe)
     else:
-        assert (await charge(stripe.stripe)).approved
+        assert (await charged(stripe)).approved
 
 
 @pytest.mark.parametrize("fault", ["time_out_rate", "reset_after_rate", "drop_reply_rate"])
@@ -91,11 +100,13 @@ async def test_what_strikes_after_has_executed_once_and_is_found(stripe: StripeP
             await charge(impatient)
         with pytest.raises(ChargeUnknown):
             await impatient.refund("r-0", charge_reference=paid.reference, amount_minor=1)
+    # On a slow machine a reply may be given up before anything has executed.
+    await eventually(lambda: len(stripe.lines()) >= 3, "both have executed")
     found = await stripe.stripe.find("k-1")
     assert found is not None
     assert found.approved
     assert await stripe.stripe.find_refund("r-0", charge_reference=paid.reference) is not None
-    assert kinds(stripe) == [("charge", "k-0"), ("charge", "k-1"), ("refund", "r-0")]
+    assert sorted(kinds(stripe)) == [("charge", "k-0"), ("charge", "k-1"), ("refund", "r-0")]
     await stripe.faults()
     assert await charge(stripe.stripe) == found
 
@@ -170,8 +181,8 @@ async def test_a_process_frozen_between_making_and_confirming_charges_no_closed_
 
 async def test_a_slow_charge_goes_on_without_its_caller_and_shows_later(stripe: StripeProcess) -> None:
     await stripe.start()
-    await stripe.faults(slow_rate=1.0, slow_seconds=2.5)
-    impatient = stripe.gateway(total_timeout=1.0)
+    await stripe.faults(slow_rate=1.0, slow_seconds=6.0)
+    impatient = stripe.gateway(total_timeout=2.0)
     for _ in range(2):
         with pytest.raises(ChargeUnknown):
             await charge(impatient)
@@ -183,7 +194,7 @@ async def test_a_slow_charge_goes_on_without_its_caller_and_shows_later(stripe: 
 async def test_a_second_call_under_a_key_that_is_under_way_is_refused_for_now(stripe: StripeProcess) -> None:
     await stripe.start()
     made = (await stripe.call("POST", "/v1/payment_intents", "c", amount="5", currency="eur")).json()
-    await stripe.faults(slow_rate=1.0, slow_seconds=1.5)
+    await stripe.faults(slow_rate=1.0, slow_seconds=4.0)
     confirm = f"/v1/payment_intents/{made['id']}/confirm"
     answers = await asyncio.gather(*(stripe.call("POST", confirm, "same") for _ in range(3)))
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409]
@@ -328,7 +339,7 @@ async def test_charges_are_reported_signed_until_they_are_taken_and_more_than_on
     async with TestServer(app) as hook:
         await stripe.start(
             *("--webhook-url", str(hook.make_url("/hook")), "--webhook-secret", "whsec_1"),
-            *("--webhook-copies", "2", "--webhook-disorder-seconds", "0.3"),
+            *("--webhook-copies", "2", "--webhook-disorder-seconds", "1"),
         )
         for number, order_id in enumerate(ids):
             await charge(stripe.stripe, f"k-{number}", order_id=order_id)
@@ -339,7 +350,8 @@ async def test_charges_are_reported_signed_until_they_are_taken_and_more_than_on
     assert len({event_id for event_id, _, _ in told}) == 21
     assert sum(kind == "payment_intent.payment_failed" for _, kind, _ in told) == 2
     assert all(isinstance(report, Report) for _, _, report in told)
-    order = [report.order_id for _, _, report in told]
+    # Without the decline, which comes last and is about the first order: with it they would always be in disorder.
+    order = [report.order_id for _, kind, report in told if kind == "payment_intent.succeeded"]
     assert set(order) == set(ids)
     assert order != sorted(order), "in disorder"
 

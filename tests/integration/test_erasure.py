@@ -339,6 +339,7 @@ async def test_a_transaction_that_stays_open_is_told_of_and_the_erasure_repeated
         await worker.execute("insert into consumer_groups values ('open', 'open')")
         with pytest.raises(WritersOpenError, match="run the command again"):
             await house.eraser.erase(person.user_id)
+    monkeypatch.undo()
     await house.eraser.erase(person.user_id)
     assert await house.tables_with(person) == set()
 

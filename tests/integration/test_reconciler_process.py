@@ -28,6 +28,8 @@ from tests.lives import TOTAL, Life
 ROOT = Path(__file__).parents[2]
 METRIC = "orderflow_reconciliation_differences"
 
+pytestmark = pytest.mark.timeout(300)
+
 
 class Till:
     """A gateway process and a database, and orders that are charged at one and booked in the other."""
@@ -97,7 +99,7 @@ class Till:
         finally:
             if process.returncode is None:
                 process.terminate()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 _, said = await log
         assert process.returncode == 0, said.decode()
 
@@ -112,7 +114,7 @@ class Till:
                 return finished > began and {kind: count for kind, count in found.items() if count} == differences
             return False
 
-        await observer.eventually(shown, within=30, what=f"the differences {differences}")
+        await observer.eventually(shown, within=60, what=f"the differences {differences}")
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ async def test_a_difference_planted_in_the_gateways_journal_is_found_listed_and_
         async def all_compared() -> bool:
             return observer.metric(till.metrics, "orderflow_reconciliation_compared_orders_total") >= len(lives)
 
-        await observer.eventually(all_compared, within=30, what="every order compared")
+        await observer.eventually(all_compared, within=60, what="every order compared")
         await till.shows()
         assert await is_serving(till.health)
     assert await till.reconcile("--since", "1h") == (0, [], "")
@@ -197,7 +199,7 @@ async def test_a_gateway_that_is_away_is_no_difference_and_no_agreement(till: Ti
     assert (code, listed) == (1, None)
     assert "the payment gateway (ORDERFLOW_GATEWAY_URL)" in said
     async with till.reconciler() as running:
-        await observer.eventually(lambda: asyncio.to_thread(_answers, till.metrics), within=30, what="its metrics")
+        await observer.eventually(lambda: asyncio.to_thread(_answers, till.metrics), within=60, what="its metrics")
         assert observer.metric(till.metrics, METRIC) == 0
         assert observer.metric(till.metrics, "orderflow_reconciliation_last_success_timestamp_seconds") == 0
         assert running.returncode is None
@@ -217,7 +219,7 @@ async def test_it_waits_for_migrations_and_wants_a_gateway_that_others_can_ask(t
     assert "ORDERFLOW_GATEWAY_KIND" in said
     till.settings = await engines.new_database(postgres)
     async with till.reconciler():
-        await observer.eventually(lambda: asyncio.to_thread(_answers, till.metrics), within=30, what="its metrics")
+        await observer.eventually(lambda: asyncio.to_thread(_answers, till.metrics), within=60, what="its metrics")
         assert not await is_serving(till.health)
         await migrate.migrate(till.settings)
         await till.shows()

@@ -1,5 +1,6 @@
 """How things stand, as PostgreSQL tells: each thing is planted, seen, and gone when it is over."""
 
+import asyncio
 import datetime
 
 from domain.projection import ProjectionBatch
@@ -220,6 +221,10 @@ async def test_the_bytes_of_dead_letters_are_not_read(own_database: Database) ->
             " select 0, n, 'payment-processor', 'TEST', convert_to(repeat('x', 1000), 'utf8')"
             " from generate_series(1, 5000) as n"
         )
-        await connection.execute("vacuum (analyze) dead_letters")
+        visible = "select relpages > 0 and relallvisible >= relpages from pg_class where oid = 'dead_letters'::regclass"
+        async with asyncio.timeout(60):
+            # Again where autovacuum or a checkpoint has had hold of a page: PostgreSQL passes such a one by.
+            while not await connection.fetchval(visible):
+                await connection.execute("vacuum (analyze) dead_letters")
         rows = await connection.fetch(f"explain {standing_module._UNRESOLVED}")
     assert "Index Only Scan using dead_letters_listed" in "\n".join(row[0] for row in rows), rows
