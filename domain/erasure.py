@@ -13,6 +13,7 @@ _PERSONAL: Final = ("user_id", "email", "phone", "labels", "external_reference")
 """What tells who an order is for, or may. None of it ever changes, so the order's row has it for all its events."""
 
 _CONTACT: Final = re.compile(r"@|\+[1-9][0-9]{6,14}")
+_PSEUDONYM: Final = re.compile(r"erased-[0-9a-f]{64}")
 
 
 class UserErased(Exception):
@@ -50,6 +51,16 @@ class Erasure:
         for field in ("email", "phone", "labels"):
             order.ClearField(field)
         return had_any
+
+
+def pseudonym_of(user_hash: str) -> str:
+    """Returns what stands in for the user id of which this is the SHA-256, in hexadecimal."""
+    return f"erased-{user_hash}"
+
+
+def is_pseudonym(user_id: str) -> bool:
+    """Whether it stands in for the user id of somebody who was erased."""
+    return _PSEUDONYM.fullmatch(user_id) is not None
 
 
 def contacts_of(order: Order) -> set[str]:

@@ -7,12 +7,13 @@ discarded by it, since there is nothing left to replay. It had no decision and n
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from domain import letters
+from domain import erasure, letters
 from domain.erasure import Erasure
 from domain.projection import ProjectionBatch
 from domain.records import Coordinates
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from orderflow.operations.v1.dead_letter_service_pb2 import DeadLetterState
+from orderflow.orders.v1.order_pb2 import Order
 from storage import erasures, order_rows
 
 if TYPE_CHECKING:
@@ -57,9 +58,15 @@ async def _to_blank(connection: "Connection", unreadable: Sequence[tuple[Coordin
     found = await erasures.find(connection, (order.user_id for order in orders.values()))
     for at, order_id in keyed.items():
         order = orders.get(order_id)
-        if order is not None and order.user_id in found and found[order.user_id].covers(order):
+        if order is not None and _is_erased(order, found):
             gone.add(at)
     return gone
+
+
+def _is_erased(order: Order, found: Mapping[str, Erasure]) -> bool:
+    erased = found.get(order.user_id)
+    # Where the user id was contact data itself, the row does not have it any more.
+    return erasure.is_pseudonym(order.user_id) or (erased is not None and erased.covers(order))
 
 
 async def record(connection: "Connection", gone: Iterable[Coordinates], *, dead_letters: Sequence[Coordinates]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from domain import erasure
 from domain.erasure import Erasure
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import Order
@@ -36,7 +37,7 @@ _FIND: Final = (
 
 def erasure_of(user_hash: str, row: asyncpg.Record) -> Erasure:
     """Returns the erasure that a row of `erasures` is; `user_hash` is in hexadecimal."""
-    return Erasure(f"erased-{user_hash}", row["before_time"])
+    return Erasure(erasure.pseudonym_of(user_hash), row["before_time"])
 
 
 async def find(connection: "Connection", user_ids: Iterable[str]) -> dict[str, Erasure]:

@@ -14,6 +14,9 @@ from settings import DatabaseSettings
 _FOLDER: Final = pathlib.Path(__file__).parent / "migrations"
 _LOCK: Final = 0x6F72_6465_7266_6C6F  # any number that nobody else takes: "orderflo"
 _LOCK_PAUSE_SECONDS: Final = 0.2
+_MOST_TRIES: Final = 10
+"""Of one file: it waits for those who are at work, and they for it."""
+
 _STATEMENT_BY_STATEMENT: Final = "-- Statement by statement, in no transaction:"
 
 
@@ -75,7 +78,8 @@ async def require_none_pending(settings: DatabaseSettings) -> None:
 async def migrate(settings: DatabaseSettings) -> list[Migration]:
     """Applies what is pending, one process at a time. Returns what it applied.
 
-    Each file runs in a transaction of its own, or statement by statement if it says so.
+    Each file runs in a transaction of its own, or statement by statement if it says so. What running processes keep it
+    from is tried again.
 
     Raises:
         MigrationError: see `pending`.
@@ -89,7 +93,7 @@ async def migrate(settings: DatabaseSettings) -> list[Migration]:
         )
         todo = await _pending(connection)
         for migration in todo:
-            await _apply(connection, migration)
+            await _applied(connection, migration)
             fault_points.reached("W16")
         return todo
     finally:
@@ -103,6 +107,18 @@ async def _wait_for_turn(connection: "asyncpg.Connection[asyncpg.Record]") -> No
         if await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
             return
         await asyncio.sleep(_LOCK_PAUSE_SECONDS)
+
+
+async def _applied(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> None:
+    # A file that locks several tables may meet a transaction that has locked them in another order, or is slow.
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            return await _apply(connection, migration)
+        except (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError):
+            if not tries_left:
+                raise
+        await asyncio.sleep(_LOCK_PAUSE_SECONDS)  # lets those who waited for it go on
+    return None
 
 
 async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> None:

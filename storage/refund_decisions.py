@@ -369,7 +369,7 @@ class RefundDecisions:
         return await outcomes.decide(self._database, delivery, decision)
 
     async def left_open(self, delivery: Delivery) -> list[OrderEvent]:
-        """Books that a sweep's record could not settle a refund that another had asked for: a later one may.
+        """Books that a sweep's record could not settle another's refund, or a charge: a later one may.
 
         Raises:
             DependencyDown: PostgreSQL is away.

@@ -18,7 +18,15 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from storage.outcomes import Settled
 from storage.payment_decisions import ChargeIntent
 from telemetry import logs, metrics
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayUnavailable, KeyClosed, PaymentGateway
+from workers.gateways.gateway import (
+    KEY_REUSED,
+    Charge,
+    ChargeUnknown,
+    GatewayRefused,
+    GatewayUnavailable,
+    KeyClosed,
+    PaymentGateway,
+)
 from workers.refunds import Refunds
 
 log = logs.get()
@@ -184,6 +192,12 @@ async def _first_charge(intent: ChargeIntent, gateway: PaymentGateway, decisions
         return await _send(intent, gateway)
     except GatewayUnavailable:
         await decisions.not_sent(intent)
+        raise
+    except GatewayRefused as refused:
+        # Nothing is out, so that the order may expire and its stock is not held until somebody comes. A key that was
+        # used before is another matter: by whom, and for what, nobody knows here.
+        if refused.error_class != KEY_REUSED:
+            await decisions.not_sent(intent)
         raise
     except ChargeUnknown:
         return await _repeated_charge(intent, gateway)

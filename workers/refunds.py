@@ -12,7 +12,14 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent
 from storage.outcomes import Settled
 from storage.refund_decisions import RefundIntent
 from telemetry import metrics
-from workers.gateways.gateway import ChargeUnknown, GatewayRefused, GatewayUnavailable, PaymentGateway, Refund
+from workers.gateways.gateway import (
+    ChargeUnderWay,
+    ChargeUnknown,
+    GatewayRefused,
+    GatewayUnavailable,
+    PaymentGateway,
+    Refund,
+)
 
 
 class RefundDecisions(Protocol):
@@ -55,7 +62,7 @@ class RefundDecisions(Protocol):
         ...
 
     async def left_open(self, delivery: Delivery) -> list[OrderEvent]:
-        """Books that a record could not settle a refund that another had asked for."""
+        """Books that a sweep's record could not settle another's refund, or a charge that is under way."""
         ...
 
 
@@ -108,7 +115,15 @@ class Refunds:
             due = await self._decisions.intend(delivery, is_last=is_last)
         if isinstance(due, Settled):
             return due.events
-        return await (self._close(delivery, due) if isinstance(due, str) else self._give_back(delivery, due))
+        if not isinstance(due, str):
+            return await self._give_back(delivery, due)
+        try:
+            return await self._close(delivery, due)
+        except ChargeUnderWay:
+            if not is_last:
+                raise
+            # It may be under way for days, and each sweep asks anew: no dead letter each time.
+            return await self._decisions.left_open(delivery)
 
     async def _close(self, delivery: Delivery, key: str) -> Sequence[OrderEvent]:
         charge = await self._gateway.close(key)

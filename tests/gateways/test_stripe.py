@@ -232,28 +232,28 @@ NO_ANSWER: list[Callable[[], web.StreamResponse]] = [
     lambda: web.Response(status=200, text="<html>"),
     lambda: web.json_response([]),
     lambda: web.json_response({}),
-    lambda: ok(intent("succeeded", metadata={"key": "k-2"})),
     lambda: ok(intent("succeeded", amount="100")),
     lambda: web.Response(status=302, headers={"Location": "/elsewhere"}),
-    lambda: ok(intent("succeeded", description="x" * 1_100_000)),
+    lambda: ok(intent("succeeded", description="x" * 8_500_000)),
 ]
+NO_ANSWER_TO_A_KEY = [*NO_ANSWER, lambda: ok(intent("succeeded", metadata={"key": "k-2"}))]
 
 
-@pytest.mark.parametrize("number", range(len(NO_ANSWER)))
+@pytest.mark.parametrize("number", range(len(NO_ANSWER_TO_A_KEY)))
 async def test_what_is_no_answer_leaves_a_confirmed_charge_unknown(
     server: Stripe, gateway: StripeGateway, number: int
 ) -> None:
-    server["confirm"] = NO_ANSWER[number]
+    server["confirm"] = NO_ANSWER_TO_A_KEY[number]
     with pytest.raises(ChargeUnknown):
         await charge(gateway)
     assert server.calls == ["create", "confirm"], "it repeats nothing by itself"
 
 
-@pytest.mark.parametrize("number", range(len(NO_ANSWER)))
+@pytest.mark.parametrize("number", range(len(NO_ANSWER_TO_A_KEY)))
 async def test_without_an_answer_to_making_one_nothing_can_have_been_charged(
     server: Stripe, gateway: StripeGateway, references: MemoryReferences, number: int
 ) -> None:
-    server["create"] = NO_ANSWER[number]
+    server["create"] = NO_ANSWER_TO_A_KEY[number]
     with pytest.raises(GatewayUnavailable):
         await charge(gateway)
     assert "confirm" not in server.calls
@@ -420,6 +420,31 @@ async def test_a_look_up_or_a_close_without_an_answer_is_unavailable(
     assert references.closed == {"k-1"}
 
 
+async def test_metadata_that_a_person_changed_keep_no_charge_from_being_found_or_closed(
+    server: Stripe, gateway: StripeGateway, references: MemoryReferences
+) -> None:
+    """It would be asked for again for ever, and all other orders would wait."""
+    references.intents["k-1"] = "pi_1"
+    server["retrieve"] = lambda: ok(intent("succeeded", metadata={}))
+    server["cancel"] = [
+        lambda: error(400, code="payment_intent_unexpected_state"),
+        lambda: ok(intent("canceled", metadata={})),
+    ]
+    captured = Charge("pi_1", "k-1", True, "", 100, "EUR")
+    assert [await gateway.find("k-1"), await gateway.close("k-1")] == [captured, captured]
+    assert await gateway.close("k-1") is None
+
+
+@pytest.mark.parametrize("call", ["find", "close"])
+async def test_another_payment_intent_than_the_one_that_is_stored_is_no_answer(
+    server: Stripe, gateway: StripeGateway, references: MemoryReferences, call: str
+) -> None:
+    references.intents["k-1"] = "pi_1"
+    server["retrieve"] = server["cancel"] = lambda: ok(intent("succeeded", id="pi_2"))
+    with pytest.raises(GatewayUnavailable):
+        await getattr(gateway, call)("k-1")
+
+
 async def test_closing_marks_the_key_first_and_cancels_what_is_stored(
     server: Stripe, gateway: StripeGateway, references: MemoryReferences
 ) -> None:
@@ -568,6 +593,7 @@ async def test_what_moved_is_listed_page_by_page_and_only_what_is_ours(server: S
             refund(id="re_1", charge=a_charge(1), created=1_767_225_800),
             refund(id="re_2", charge=a_charge(1), created=1, status="failed"),
             refund(id="re_3", charge=a_charge(9, metadata={}), created=1, metadata={}),
+            refund(id="re_4", charge=None, payment_intent=None, created=1, metadata={}),
         ]
     )
     found, cursor = [], ""

@@ -427,6 +427,22 @@ MUTANTS = (
         "tests/unit/test_refunds.py -k 'second_send or repeat_was_refused'",
     ),
     Mutant(
+        "a refused charge counts as sent",
+        "semantics 20: a first send that was refused is not open, and keeps no order from expiring",
+        "workers/payment_processor.py",
+        "        if refused.error_class != KEY_REUSED:\n            await decisions.not_sent(intent)\n",
+        "",
+        "tests/unit/test_payment_processor.py -k first_send_that_was_refused",
+    ),
+    Mutant(
+        "a pseudonym is nobody who was erased",
+        "semantics 35: what arrives after an erasure is not kept, whatever stands for the user by then",
+        "storage/erased_letters.py",
+        "erasure.is_pseudonym(order.user_id) or ",
+        "",
+        "tests/unit/test_erasure.py -k arrive_after",
+    ),
+    Mutant(
         "a refused refund counts as sent",
         "semantics 28: a first send that was refused is not open",
         "workers/refunds.py",

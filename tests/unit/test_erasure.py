@@ -8,10 +8,12 @@ import pytest
 
 from domain import erasure, letters
 from domain.erasure import Erasure
+from domain.projection import ProjectionBatch
+from domain.records import Coordinates
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter, RecordHeader
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import Order
-from storage import erased_letters, erasures
+from storage import erased_letters, erasures, order_rows
 from tests.builders import NOW, a_command, an_id, an_order, order_created, order_event
 
 EMAIL, PHONE = "eva.erased@example.com", "+491701234567"
@@ -77,6 +79,36 @@ def test_orders_of_others_and_later_ones_are_left_alone() -> None:
     later = an_erased_users_order(now=NOW + datetime.timedelta(minutes=2))
     assert erasures.clear({USER: ERASED}, [anothers, later, theirs]) == [theirs]
     assert (anothers.email, later.email, theirs.email) == (EMAIL, EMAIL, "")
+
+
+@pytest.mark.parametrize(
+    ("user_id", "is_blanked"), [(erasure.pseudonym_of("0f" * 32), True), (USER, False), ("erased-by-name", False)]
+)
+async def test_unreadable_bytes_that_arrive_after_their_order_was_cleared_are_blanked(
+    monkeypatch: pytest.MonkeyPatch, user_id: str, is_blanked: bool
+) -> None:
+    """Its user id was contact data: the row has a pseudonym by now, of which no erasure is found."""
+    order = an_order(user_id=user_id)
+
+    async def as_placed(*_: object) -> dict[str, Order]:
+        return {order.order_id: order}
+
+    async def none_found(*_: object) -> dict[str, Erasure]:
+        return {}
+
+    class Connection:
+        async def fetch(self, *_: object) -> list[object]:
+            return []  # it was not there to be blanked before
+
+        async def executemany(self, *_: object) -> None:
+            return None
+
+    monkeypatch.setattr(order_rows, "as_placed", as_placed)
+    monkeypatch.setattr(erasures, "find", none_found)
+    letter = DeadLetter(key=order.order_id.encode(), value=b"\xff" + EMAIL.encode())
+    batch = ProjectionBatch("dlq", 0, 7, 8, dead_letters=[(Coordinates("dlq", 0, 7), letter)])
+    await erased_letters.clear_arriving(Connection(), batch)  # type: ignore[arg-type]
+    assert (letter.value == b"") is is_blanked
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -1,7 +1,10 @@
 """Migrations of live tables: nothing that reads a whole table runs while it locks others out."""
 
+import contextlib
 import re
+from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from storage import migrate
@@ -53,3 +56,44 @@ def test_a_file_says_in_its_first_line_how_it_runs() -> None:
         f"{first}-- Why.\nselect 1,\n  2",
         "select 3",
     ]
+
+
+class Busy:
+    """A connection whose statements meet the transactions of others, so often."""
+
+    def __init__(self, failures: list[Exception]) -> None:
+        self.failures = failures
+        self.ran: list[str] = []
+
+    async def execute(self, sql: str, *_: object) -> str:
+        self.ran.append(sql)
+        if sql == "alter table a" and self.failures:
+            raise self.failures.pop()
+        return ""
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        yield
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_LOCK_PAUSE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("error", [asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError])
+async def test_a_file_that_meets_running_transactions_is_tried_again(error: type[Exception]) -> None:
+    busy = Busy([error("told to")] * 9)
+    await migrate._applied(busy, Migration("1", "alter table a"))  # type: ignore[arg-type]
+    assert busy.ran.count("alter table a") == 10
+    assert busy.ran[-1].startswith("insert into schema_migrations")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(("error", "tries"), [(asyncpg.DeadlockDetectedError, 10), (asyncpg.UndefinedTableError, 1)])
+async def test_what_fails_for_good_is_told(error: type[Exception], tries: int) -> None:
+    busy = Busy([error("told to")] * 10)
+    with pytest.raises(error):
+        await migrate._applied(busy, Migration("1", "alter table a"))  # type: ignore[arg-type]
+    assert busy.ran.count("alter table a") == tries

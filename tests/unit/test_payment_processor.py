@@ -353,6 +353,34 @@ async def test_a_refusal_is_permanent(bench: Bench) -> None:
     assert bench.gateway.charges == []
 
 
+@pytest.mark.parametrize(
+    ("error_class", "is_open"), [("GATEWAY_PAYMENT_METHOD_UNKNOWN", False), ("GATEWAY_KEY_REUSED", True)]
+)
+async def test_a_first_send_that_was_refused_keeps_no_order_from_expiring(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error_class: str, is_open: bool
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> Charge:
+        raise GatewayRefused(error_class, "told to")
+
+    monkeypatch.setattr(bench.gateway, "charge", refuse)
+    for _ in range(2):  # a dead letter that is replayed, too
+        with pytest.raises(GatewayRefused, match=error_class):
+            await bench.handle()
+        assert (bench.decisions.first_send_time is not None) is is_open
+
+
+async def test_a_refusal_after_an_earlier_send_leaves_it_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.sent_before(executed=True, ago=INSIDE)
+
+    async def refuse(*_: Any, **__: Any) -> Charge:
+        raise GatewayRefused("GATEWAY_INVALID_REQUEST", "told to")
+
+    monkeypatch.setattr(bench.gateway, "charge", refuse)
+    with pytest.raises(GatewayRefused):
+        await bench.handle()
+    assert bench.decisions.first_send_time == NOW
+
+
 @pytest.mark.parametrize("faults", [(), ("lost before", "lost before")])
 async def test_an_order_that_is_cancelled_while_it_is_charged_is_left_to_its_cancellation(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]

@@ -15,7 +15,14 @@ from storage.outcomes import Settled
 from storage.refund_decisions import RefundIntent
 from tests.builders import NOW, a_command, a_delivery, an_id, an_order, order_event
 from workers.gateways.book import Execution, RefundExecuted
-from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable, Refund
+from workers.gateways.gateway import (
+    Charge,
+    ChargeUnderWay,
+    ChargeUnknown,
+    GatewayRefused,
+    GatewayUnavailable,
+    Refund,
+)
 from workers.gateways.simulated import SimulatedGateway
 from workers.refunds import Refunds
 
@@ -63,7 +70,10 @@ class Gateway(SimulatedGateway):
         return await super().find_refund(key, charge_reference=charge_reference)
 
     async def close(self, key: str) -> Charge | None:
-        if self._next("close"):
+        fault = self._next("close")
+        if fault == "under way":
+            raise ChargeUnderWay("told to")
+        if fault:
             raise GatewayUnavailable("told to")
         return await super().close(key)
 
@@ -415,6 +425,19 @@ async def test_a_sweep_closes_the_key_of_a_charge_that_nobody_settled(bench: Ben
     bench.decisions.key_is_due = True
     assert await bench.swept() == bench.decisions.answer
     assert bench.gateway.calls == ["close", "refund"]
+
+
+async def test_a_sweep_that_finds_a_charge_under_way_for_long_writes_no_dead_letter(bench: Bench) -> None:
+    await bench.charge()
+    bench.decisions.key_is_due = True
+    with pytest.raises(Transient, match="UNDER_WAY"):
+        await bench.swept("under way")
+    assert not bench.decisions.was_left_open
+    bench.attempt = 9
+    assert await bench.swept("under way") == []
+    assert bench.decisions.was_left_open
+    with pytest.raises(Transient, match="UNDER_WAY"):  # a cancellation that gave up is told of, once
+        await bench.cancelled("under way")
 
 
 async def test_a_sweep_goes_on_with_a_refund_that_is_past_the_window(bench: Bench) -> None:

@@ -13,10 +13,13 @@ moved?
 
 import datetime
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from domain.failures import DependencyDown, Permanent, Transient
 from domain.reconciliation import Movement
+
+KEY_REUSED: Final = "GATEWAY_KEY_REUSED"
+"""The error class of a call whose key was used with other parameters."""
 
 
 @dataclass(frozen=True, slots=True)

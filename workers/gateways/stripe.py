@@ -53,7 +53,7 @@ from workers.gateways.pools import PooledTransport
 API: Final = "https://api.stripe.com"
 SIGNATURE_HEADER: Final = "Stripe-Signature"
 
-_ANSWER_LIMIT: Final = 1024 * 1024  # of a page of refunds
+_ANSWER_LIMIT: Final = 8 * 1024 * 1024  # of a page of charges, to each of which others may add 50 texts
 _KEEPALIVE_SECONDS: Final = 15.0
 _TURNED_AWAY: Final = (401, 403, 429)
 _PAGE: Final = 100
@@ -210,7 +210,7 @@ class StripeGateway:
     async def find(self, key: str) -> Charge | None:
         """See PaymentGateway. Without a stored id nothing was ever confirmed."""
         intent_id = await self._references.find(key)
-        return None if intent_id is None else _charge(await self._retrieved(key, intent_id), key)
+        return None if intent_id is None else _charge(await self._retrieved(intent_id), key)
 
     async def close(self, key: str) -> Charge | None:
         """See PaymentGateway. The mark is stored first, so that no other PaymentIntent can take the key's place."""
@@ -219,13 +219,13 @@ class StripeGateway:
             return None
         try:
             # Under a key of its own each time: Stripe would repeat a failure, and cancelling twice does no harm.
-            intent = _verified(await self._ask(self._stripe.payment_intents.cancel_async(intent_id)), key, intent_id)
+            intent = _stored(await self._ask(self._stripe.payment_intents.cancel_async(intent_id)), intent_id)
         except ChargeUnknown as unknown:
             raise GatewayUnavailable(f"cancelling got no answer: {unknown.message}") from None
         except _Refusal as refusal:
             if refusal.code != "payment_intent_unexpected_state":
                 raise refusal.for_good() from None
-            intent = await self._retrieved(key, intent_id)
+            intent = await self._retrieved(intent_id)
         if intent["status"] == "canceled":
             return None
         if intent["status"] == "succeeded":
@@ -297,10 +297,10 @@ class StripeGateway:
         """Close the connections."""
         await self._http.close_async()
 
-    async def _retrieved(self, key: str, intent_id: str) -> _Json:
+    async def _retrieved(self, intent_id: str) -> _Json:
         intent = await self._look_up(self._stripe.payment_intents.retrieve_async(intent_id))
         try:
-            return _verified(intent, key, intent_id)
+            return _stored(intent, intent_id)
         except ChargeUnknown as unknown:
             raise GatewayUnavailable(f"the look-up got no valid answer: {unknown.message}") from None
 
@@ -404,10 +404,21 @@ def _charge(intent: _Json, key: str) -> Charge | None:
 
 def _verified(intent: _Json, key: str, intent_id: str | None = None) -> _Json:
     """Returns the PaymentIntent if it is the one that stands for the key. Raises ChargeUnknown."""
+    intent = _stored(intent, intent_id)
+    if intent["metadata"].get("key") != key:
+        raise ChargeUnknown("the answer is about another PaymentIntent")
+    return intent
+
+
+def _stored(intent: _Json, intent_id: str | None) -> _Json:
+    """Returns the PaymentIntent if it is the one of which the id was stored. Raises ChargeUnknown.
+
+    Whatever its metadata say by now: a person can change them at Stripe, and it would never again be found or closed.
+    """
     wanted = {"id": str, "status": str, "amount": int, "currency": str, "metadata": dict}
     if any(type(intent.get(name)) is not kind for name, kind in wanted.items()):
         raise ChargeUnknown("the answer holds no PaymentIntent")
-    if intent["metadata"].get("key") != key or intent_id not in (None, intent["id"]):
+    if intent_id not in (None, intent["id"]):
         raise ChargeUnknown("the answer is about another PaymentIntent")
     return intent
 
@@ -428,6 +439,8 @@ def _refund(answer: _Json) -> Refund:
 def _movement(kind: str, listed: _Json) -> Movement | None:
     """Returns what a charge or a refund of the listing moved; None: nothing, or it is none of ours."""
     charge = listed if kind == "charges" else listed["charge"]
+    if charge is None:  # paid out of a customer's balance
+        return None
     moved = listed["status"] == "succeeded" and listed["captured"] if kind == "charges" else True
     order_id = charge["metadata"].get("order_id")
     if not moved or listed["status"] in _NO_MONEY_MOVED or not order_id or not charge["payment_intent"]:
