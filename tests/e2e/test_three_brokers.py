@@ -189,10 +189,6 @@ async def test_one_of_three_dies_under_load(system: ObservedSystem) -> None:
     await kill_in_turn(system, [system.brokers[0]], orders_between=20)
 
 
-async def test_two_of_three_die_under_load(system: ObservedSystem) -> None:
-    await kill_two(system, [system.brokers[1], system.brokers[2]], orders_between=20)
-
-
 async def test_two_of_three_dead_and_nobody_asked_meanwhile(system: ObservedSystem) -> None:
     """It is not the calls that find it out: 15 s later the first one is told so at once."""
     for broker in system.brokers[:2]:
