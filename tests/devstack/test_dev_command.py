@@ -226,6 +226,7 @@ async def test_brokers_are_one_or_three(tmp_path: pathlib.Path) -> None:
     assert "either 1 or 3" in text
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(400)
 async def test_three_brokers_one_of_which_dies_and_is_started_again(tmp_path: pathlib.Path) -> None:
     async with running(tmp_path, "--no-samples", "--brokers", "3") as dev:

@@ -185,6 +185,7 @@ async def kill_two(system: ObservedSystem, victims: list[KafkaBroker], *, orders
     await all_paid_and_charged_once(system, created)
 
 
+@pytest.mark.heavy
 async def test_one_of_three_dies_under_load(system: ObservedSystem) -> None:
     await kill_in_turn(system, [system.brokers[0]], orders_between=20)
 
