@@ -33,12 +33,15 @@ async def dlq(system: System, *arguments: str) -> tuple[int, Any, str]:
     return process.returncode, json.loads(out) if out.strip() else None, err.decode()
 
 
-def processing(order_id: str) -> OrderEvent:
+def processing(
+    order_id: str, *, user_id: str = "u-1", email: str = "customer@example.com", phone: str = ""
+) -> OrderEvent:
     """An ORDER_PROCESSING whose order has no row: the payment processor retries it, and gives up in the end."""
     order = Order(
         order_id=order_id,
-        user_id="u-1",
-        email="customer@example.com",
+        user_id=user_id,
+        email=email,
+        phone=phone,
         items=[LineItem(sku="SKU-2", quantity=1, unit_price=Money(currency_code="EUR", amount_minor=4950))],
         total=Money(currency_code="EUR", amount_minor=4950),
         payment_method="pm_card_visa",

@@ -19,8 +19,9 @@ from orderflow.operations.v1 import dead_letter_service_pb2 as pb
 from orderflow.operations.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 from orderflow_client import Order, OrderflowError, OrdersClient, OrderStatus
 from tests.e2e import observer, orders
+from tests.e2e.letters import add_row, processing
 from tests.e2e.observed import ObservedSystem
-from tests.e2e.test_dead_letters import letters_of, processing
+from tests.e2e.test_dead_letters import letters_of
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOPICS = "orders", "payments", "notifications"
@@ -114,20 +115,6 @@ async def test_w1_the_server_dies_before_its_answer(healthy: ObservedSystem, cli
     await ended_once(healthy, await orders.settled(client, again, within=30))
 
 
-async def give_a_row(system: ObservedSystem, event: OrderEvent) -> None:
-    connection = await asyncpg.connect(system.postgres.dsn)
-    try:
-        await connection.execute(
-            "insert into orders (order_id, caller, content, status, payment_status, revision, expire_time, update_time)"
-            " values ($1, 'local', $2, 2, 2, 2, now() + interval '1 hour', now())",
-            event.order.order_id,
-            event.order.SerializeToString(),
-        )
-        await connection.execute("update stock set available = available - 1, held = held + 1 where sku = 'SKU-2'")
-    finally:
-        await connection.close()
-
-
 async def paid_once(system: ObservedSystem, order_id: str) -> None:
     async def paid() -> list[OrderEvent]:
         events = await events_of(system, order_id)
@@ -173,7 +160,7 @@ async def write_a_retry(system: ObservedSystem, process: ManagedProcess) -> Orde
         return not process.running or bool(await letters_of(system, order_id))
 
     await observer.eventually(parked, within=20, what="a parked record")
-    await give_a_row(system, event)
+    await add_row(system, event)
     await observer.eventually(over, within=20, what="a due retry that is handled, or a dead letter")
     return event
 
@@ -202,7 +189,7 @@ async def test_w15_the_server_dies_amid_a_replay(healthy: ObservedSystem) -> Non
             return letters[0].dead_letter_id if letters else ""
 
     letter = await observer.eventually(dead, within=40, what="a dead letter")
-    await give_a_row(healthy, event)
+    await add_row(healthy, event)
     process = await armed(healthy, "server", "W15")
     request = pb.ReplayDeadLetterRequest(dead_letter_id=letter, reason="drill")
     async with grpc.aio.insecure_channel(healthy.server_address) as channel:

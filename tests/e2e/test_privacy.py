@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 
 from devstack.system import ROLES
-from orderflow.events.v1.order_event_pb2 import EventMetadata, OrderEvent, OrderEventType
-from orderflow.orders.v1.order_pb2 import LineItem, Money, Order, OrderStatus, PaymentStatus
+from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow_client import OrdersClient
 from tests import scans
 from tests.e2e import observer, programs
+from tests.e2e.letters import processing
 from tests.e2e.observed import ObservedSystem
 from tests.e2e.orders import place, settled
 
@@ -53,33 +53,6 @@ async def logs_with(system: ObservedSystem, texts: Iterable[str]) -> set[str]:
     return {name for name, content in contents.items() if any(text in content for text in texts)}
 
 
-def charge_without_a_row(user_id: str, email: str, phone: str) -> OrderEvent:
-    """Returns an ORDER_PROCESSING of the user that the payment processor gives up on: its order has no row."""
-    price = Money(currency_code="EUR", amount_minor=4950)
-    order = Order(
-        order_id=str(uuid.uuid4()),
-        user_id=user_id,
-        email=email,
-        phone=phone,
-        items=[LineItem(sku="SKU-2", quantity=1, unit_price=price)],
-        total=price,
-        payment_method="pm_card_visa",
-        status=OrderStatus.ORDER_STATUS_PROCESSING,
-        payment_status=PaymentStatus.PAYMENT_STATUS_PENDING,
-        revision=2,
-    )
-    order.create_time.GetCurrentTime()
-    order.update_time.GetCurrentTime()
-    return OrderEvent(
-        event_id=str(uuid.uuid4()),
-        type=OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
-        order=order,
-        revision=2,
-        occur_time=order.update_time,
-        metadata=EventMetadata(correlation_id="c-1", source="test", attempt=1, caller="local"),
-    )
-
-
 @pytest.mark.timeout(300)
 async def test_an_erased_user_is_gone_from_tables_and_logs_and_does_not_come_back(
     healthy: ObservedSystem, client: OrdersClient
@@ -88,7 +61,7 @@ async def test_an_erased_user_is_gone_from_tables_and_logs_and_does_not_come_bac
     user_id, email, phone = f"user-{number:x}", f"gone.{number:x}@example.com", f"+49{number % 10**11:011d}"
     created = await place(client, user_id=user_id, email=email, phone=phone)
     await settled(client, created)
-    dead = charge_without_a_row(user_id, email, phone)
+    dead = processing(str(uuid.uuid4()), user_id=user_id, email=email, phone=phone)
     key = dead.order.order_id.encode()
     await observer.write(healthy.bootstrap, "orders", [(key, dead.SerializeToString())])
 
