@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from domain.reconciliation import Account, Case, Movement, compare, merged, missing_at_gateway
-from workers.gateways.gateway import PaymentGateway
+from workers.gateways.gateway import Charge, PaymentGateway, Refund
 
 _ORDERS: Final = 100
 """In a batch. An order may have 256 KiB."""
@@ -165,31 +165,23 @@ class Reconciliation:
         references = {entry.reference: entry for entry in missing}
         charge = await self._gateway.find(account.charge_key) if account.charge_key else None
         if charge is not None and charge.approved and charge.reference in references:
-            found.append(
-                Movement(
-                    kind="charge",
-                    time=references[charge.reference].time,
-                    reference=charge.reference,
-                    charge_reference=charge.reference,
-                    order_id=order_id,
-                    amount_minor=charge.amount_minor,
-                    currency_code=charge.currency_code,
-                )
-            )
+            found.append(_moved(charge, order_id, references[charge.reference].time))
         captures = [entry.reference for entry in account.entries if entry.kind == "capture"]
         keys = account.refund_keys if any(entry.kind == "refund" for entry in missing) else ()
         for key, capture in itertools.product(keys, captures):
             refund = await self._gateway.find_refund(key, charge_reference=capture)
             if refund is not None and refund.reference in references:
-                found.append(
-                    Movement(
-                        kind="refund",
-                        time=references[refund.reference].time,
-                        reference=refund.reference,
-                        charge_reference=refund.charge_reference,
-                        order_id=order_id,
-                        amount_minor=refund.amount_minor,
-                        currency_code=refund.currency_code,
-                    )
-                )
+                found.append(_moved(refund, order_id, references[refund.reference].time))
         return found
+
+
+def _moved(executed: Charge | Refund, order_id: str, time: datetime.datetime) -> Movement:
+    return Movement(
+        kind="charge" if isinstance(executed, Charge) else "refund",
+        time=time,
+        reference=executed.reference,
+        charge_reference=executed.reference if isinstance(executed, Charge) else executed.charge_reference,
+        order_id=order_id,
+        amount_minor=executed.amount_minor,
+        currency_code=executed.currency_code,
+    )
