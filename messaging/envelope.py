@@ -5,9 +5,12 @@ The key is the order id, the value the serialized event, the headers CloudEvents
 """
 
 import dataclasses
+import datetime
+import functools
 from typing import Final
 
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from domain.failures import Permanent, Transient
 from domain.identifiers import is_canonical_uuid
@@ -47,20 +50,44 @@ def type_name(event_type: OrderEventType) -> str:
 def encode(event: OrderEvent) -> OutgoingRecord:
     """Returns the event as a record, on its way in the current trace."""
     order_id = event.order.order_id.encode()
-    headers: list[Header] = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", event.event_id.encode()),
-        ("ce_source", f"/orderflow/{event.metadata.source}".encode()),
-        ("ce_type", type_name(event.type).encode()),
-        ("ce_time", event.occur_time.ToJsonString().encode()),
-        ("ce_subject", order_id),
-        ("content-type", b"application/protobuf"),
-    ]
     topic = topic_of(event.type)
     span = spans.sending(topic.name, order_id)
-    return OutgoingRecord(
-        topic, order_id, event.SerializeToString(), tracing.inject(headers, span), event=event, span=span
+    headers: list[Header] = [
+        ("ce_id", event.event_id.encode()),
+        ("ce_time", _rfc3339(event.occur_time).encode()),
+        ("ce_subject", order_id),
+        *_alike(event.type, event.metadata.source),
+        *tracing.context_headers(span),
+    ]
+    return OutgoingRecord(topic, order_id, event.SerializeToString(), headers, event=event, span=span)
+
+
+@functools.lru_cache(maxsize=1024)
+def _alike(event_type: OrderEventType, source: str) -> tuple[Header, ...]:
+    """Returns what all records of a type from one source have in common."""
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_source", f"/orderflow/{source}".encode()),
+        ("ce_type", type_name(event_type).encode()),
+        ("content-type", b"application/protobuf"),
     )
+
+
+def _rfc3339(time: Timestamp) -> str:
+    """Returns the same as its ToJsonString, in a quarter of the time."""
+    nanos = time.nanos
+    if not nanos:
+        return f"{_second(time.seconds)}Z"
+    if not nanos % 1_000_000:
+        return f"{_second(time.seconds)}.{nanos // 1_000_000:03d}Z"
+    if not nanos % 1_000:
+        return f"{_second(time.seconds)}.{nanos // 1_000:06d}Z"
+    return f"{_second(time.seconds)}.{nanos:09d}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def decode(topic: str, key: bytes | None, value: bytes | None) -> OrderEvent:

@@ -37,6 +37,7 @@ from messaging import aiokafka_internals, dead_letters, envelope, funnel, retry,
 from messaging.dependency_gate import DependencyGate
 from messaging.envelope import OutgoingRecord
 from messaging.lag import Standing
+from messaging.linger import longest_wait
 from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
 from messaging.window import Window
@@ -84,8 +85,16 @@ class _Done:
     """`handled`: the outputs are events. Else they are the record itself, parked or dead."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Delivered:
+    """A record to be handled. `event` is None where it cannot be read: handling it says why."""
+
+    record: ConsumerRecord
+    past: Provenance
+    event: OrderEvent | None
+
+
 def _readable(record: ConsumerRecord, past: Provenance) -> OrderEvent | None:
-    """Returns the record's event. None: it cannot be read, and handling it says why."""
     try:
         return envelope.decode(past.origin.topic, record.key, record.value)
     except Failure:
@@ -146,14 +155,17 @@ class PartitionRunner:
         self._window = Window(0)
         self._is_open = False
         self._draining = False
-        self._queues: dict[bytes | None, collections.deque[ConsumerRecord]] = {}
+        self._queues: dict[bytes | None, collections.deque[_Delivered]] = {}
         self._ready: collections.deque[bytes | None] = collections.deque()
         self._beyond: collections.deque[ConsumerRecord] = collections.deque()
         self._delivered: collections.deque[tuple[int, float]] = collections.deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._done: list[_Done] = []
+        self._done_with_outputs = False
         self._wake = asyncio.Event()
+        self._longest_wait = 0.0
+        self._due = asyncio.Event()
         self._crash: BaseException | None = None
 
     # -- what the worker sees ------------------------------------------------------------------------------------
@@ -217,12 +229,18 @@ class PartitionRunner:
             if not self._window.deliver(record.offset):
                 continue
             self._delivered.append((record.offset, self._wanted_at(record)))
+            past = retry.provenance_of(record, self._tiers)
+            event = _readable(record, past)
+            if event is not None and event.type not in self._spec.handles:
+                self._note(_Done(record.offset, []))  # before anything is shown of it: there is nothing to see
+                continue
+            delivered = _Delivered(record, past, event)
             queue = self._queues.get(record.key)
             if queue is None:
-                self._queues[record.key] = collections.deque((record,))
+                self._queues[record.key] = collections.deque((delivered,))
                 self._ready.append(record.key)
             else:
-                queue.append(record)
+                queue.append(delivered)
         self._start_ready()
 
     async def run(self) -> None:
@@ -265,6 +283,7 @@ class PartitionRunner:
             if late:
                 await asyncio.wait(late)
         self._wake.set()
+        self._due.set()
         if not self._is_open:
             task.cancel()
         await asyncio.wait([task], timeout=self._limits.transaction + 5)
@@ -314,6 +333,7 @@ class PartitionRunner:
         self._ready.clear()
         self._beyond.clear()
         self._done.clear()
+        self._done_with_outputs = False
         await self._close_producer(flush_seconds=0.0)
         await asyncio.sleep(wait)
 
@@ -337,23 +357,28 @@ class PartitionRunner:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crash = error
             self._wake.set()
+            self._due.set()
 
     async def _handle_key(self, key: bytes | None) -> None:
         queue = self._queues[key]
         while queue and not self._draining:
             done = await self._handle_record(queue[0])
             queue.popleft()
-            self._done.append(done)
-            self._wake.set()
+            self._note(done)
         if not queue:
             del self._queues[key]
 
-    async def _handle_record(self, record: ConsumerRecord) -> _Done:
-        past = retry.provenance_of(record, self._tiers)
+    def _note(self, done: _Done) -> None:
+        """Notes that a record is done, and wakes the commit if the transaction need not wait any longer."""
+        self._done.append(done)
+        self._done_with_outputs = self._done_with_outputs or bool(done.outputs)
+        self._wake.set()
+        if self._may_wait() < self._longest_wait:
+            self._due.set()
+
+    async def _handle_record(self, delivered: _Delivered) -> _Done:
+        record, past, event = delivered.record, delivered.past, delivered.event
         here = Coordinates(record.topic, record.partition, record.offset)
-        event = _readable(record, past)
-        if event is not None and event.type not in self._spec.handles:
-            return _Done(record.offset, [])  # before anything is shown of it: there is nothing to see
         with tracing.continued(record.headers):
             await self._until_due(record)
             # Parked since, it was claimed before: it stands elsewhere by now, and is no other copy.
@@ -364,7 +389,7 @@ class PartitionRunner:
             in_place = 0
             while True:
                 in_place += 1
-                past = dataclasses.replace(past, attempts=past.attempts + 1)
+                past = past.attempted()
                 with spans.processing(record, self._spec.group, attempt=past.attempts, links=past.links) as span:
                     try:
                         if (refusal := self._refused.get(here)) is not None:
@@ -528,16 +553,38 @@ class PartitionRunner:
             except TimeoutError:
                 await self._commit_position()
                 continue
+            await self._wait_for_more()
             self._wake.clear()
             if self._crash is not None:
                 raise self._crash  # a bug of the runtime: the process ends, it never stays alive and idle
             if self._draining and self._tasks:
                 continue  # drain() wakes again when they have ended or have to
-            done, self._done = self._done, []
+            done, self._done, self._done_with_outputs = self._done, [], False
             if done:
                 await self._commit(done)
             if self._draining and not (self._done or self._tasks):
                 return
+
+    async def _wait_for_more(self) -> None:
+        """Lets more records get done before the transaction, for as long as it may wait (messaging.linger)."""
+        since = asyncio.get_running_loop().time()
+        while not self._draining and self._crash is None and self._done:
+            self._longest_wait = self._may_wait()
+            if (left := since + self._longest_wait - asyncio.get_running_loop().time()) <= 0:
+                return
+            self._due.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._due.wait()
+
+    def _may_wait(self) -> float:
+        return longest_wait(
+            done=len(self._done),
+            with_outputs=self._done_with_outputs,
+            under_way=self._window.unfinished - len(self._done),
+            most=self._limits.max_in_flight,
+            linger=self._spec.linger,
+        )
 
     async def _commit_position(self) -> None:
         """Moves the committed offset past markers when nothing else does, so that lag reaches 0."""

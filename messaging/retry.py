@@ -23,7 +23,7 @@ _INT32: Final = 2**31 - 1
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka takes for one
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Provenance:
     """The past of a record.
 
@@ -39,6 +39,18 @@ class Provenance:
     tier: int = 0
     replay: int = 0
     links: tuple[str, ...] = ()
+
+    def attempted(self) -> "Provenance":
+        """Returns it with one more handling. Every record is handled: no more than it takes."""
+        return Provenance(
+            self.origin,
+            self.origin_timestamp,
+            self.attempts + 1,
+            self.first_failure,
+            self.tier,
+            self.replay,
+            self.links,
+        )
 
     def failed(self, now: datetime.datetime, traceparent: str) -> "Provenance":
         """Returns it after another failure, in the handling that `traceparent` names; empty if it is not recorded."""

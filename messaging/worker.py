@@ -25,11 +25,15 @@ class Claim(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSpec:
-    """A consumer group. `handles` are the types that its handler takes; other types of the contract are skipped."""
+    """A consumer group. `handles` are the types that its handler takes; other types of the contract are skipped.
+
+    `linger` is how long, in seconds, outputs that nobody waits for may wait to share a transaction.
+    """
 
     group: str
     reads: tuple[Topic, ...]
     handles: frozenset[OrderEventType]
+    linger: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,16 +54,15 @@ def is_on() -> bool:
 # -- context -----------------------------------------------------------------------------------------------------------
 
 
-def inject(headers: Headers, span: "Span | None" = None) -> list[tuple[str, bytes | None]]:
-    """Returns the headers with the context of a span, or else the current one, in place of any that they had."""
-    context = (span.context if span is not None else None) or otel_context.get_current()
+def context_headers(span: "Span") -> list[tuple[str, bytes | None]]:
+    """Returns the context of a span as headers; where none is recorded, the current one."""
+    context = span.context or otel_context.get_current()
     own = trace.get_current_span(context).get_span_context()
-    carrier: dict[str, str] = {}
     if len(context) == 1 and own.is_valid and not own.trace_state:  # every record comes by here: no more than it takes
-        carrier["traceparent"] = _traceparent(own)
-    else:
-        _W3C.inject(carrier, context=context)
-    return [h for h in headers if h[0] not in _FIELDS] + [(k, v.encode("ascii", "replace")) for k, v in carrier.items()]
+        return [("traceparent", _traceparent(own).encode())]
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, context=context)
+    return [(name, value.encode("ascii", "replace")) for name, value in carrier.items()]
 
 
 def continued(headers: Headers) -> "contextlib.AbstractContextManager[None]":

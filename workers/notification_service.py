@@ -26,9 +26,12 @@ from workers.channels.rendering import Renderer, channel_name, recipient_of
 
 Ambiguous = Literal["send_again", "give_up"]
 _MOST_REMEMBERED = 1000
+_LINGER_SECONDS = 0.2
+"""The customer is told already: only whoever reads about it waits."""
 
-EMAIL_SPEC = WorkerSpec(group="notification-email", reads=(topics.ORDERS, topics.PAYMENTS), handles=LIFECYCLE)
-SMS_SPEC = WorkerSpec(group="notification-sms", reads=(topics.ORDERS, topics.PAYMENTS), handles=LIFECYCLE)
+_READS = (topics.ORDERS, topics.PAYMENTS)
+EMAIL_SPEC = WorkerSpec(group="notification-email", reads=_READS, handles=LIFECYCLE, linger=_LINGER_SECONDS)
+SMS_SPEC = WorkerSpec(group="notification-sms", reads=_READS, handles=LIFECYCLE, linger=_LINGER_SECONDS)
 
 
 class NotificationIntents(Protocol):

@@ -36,12 +36,12 @@ def test_an_order_created_as_a_record() -> None:
     assert record.key == key_of(event)
     assert record.value == event.SerializeToString()
     assert record.headers == [
-        ("ce_specversion", b"1.0"),
         ("ce_id", event.event_id.encode()),
-        ("ce_source", b"/orderflow/server"),
-        ("ce_type", b"ORDER_CREATED"),
         ("ce_time", b"2026-03-01T12:00:00Z"),
         ("ce_subject", event.order.order_id.encode()),
+        ("ce_specversion", b"1.0"),
+        ("ce_source", b"/orderflow/server"),
+        ("ce_type", b"ORDER_CREATED"),
         ("content-type", b"application/protobuf"),
     ]
 

@@ -1,127 +1,31 @@
 """What a partition shows of its records: spans, counts, ages. Kafka is a double; its own tests have the real one."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-from aiokafka import ConsumerRecord, TopicPartition
 from prometheus_client import REGISTRY
 
 from domain.failures import DependencyDown, Permanent, Transient
 from domain.records import Delivery
-from messaging import aiokafka_internals, envelope
-from messaging.dependency_gate import DependencyGate
 from messaging.lag import LagReport, Standing
-from messaging.partition import PartitionRunner
-from messaging.topics import ORDERS, retry_topics
-from messaging.worker import Handler, Limits, WorkerSpec
+from messaging.worker import Handler
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from orderflow.orders.v1.order_pb2 import OrderStatus
-from tests.builders import a_group, a_record, emitted_for, order_created, order_event
+from tests.builders import a_record, emitted_for, order_event
 from tests.engines import eventually
+from tests.partitions import (  # noqa: F401
+    LIMITS,
+    PARTITION,
+    Consumer,
+    Producer,
+    a_placed_record,
+    doubled_kafka,
+    running,
+)
 from tests.spans import CALLER, CALLER_ID, Recorded, id_of, linked_to, parent_of, recorded
 
 E = OrderEventType
-PARTITION = TopicPartition("orders", 0)
-LIMITS = Limits(attempts=2, backoff_base=0.001, backoff_cap=0.001, dependency_probe_cap=0.01)
-
-
-class Producer:
-    """Acknowledges everything."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, dict[str, bytes]]] = []
-
-    async def start(self) -> None: ...
-    async def begin_transaction(self) -> None: ...
-    async def send_offsets_to_transaction(self, *_: object) -> None: ...
-    async def commit_transaction(self) -> None: ...
-
-    async def send(self, topic: str, *, key: object, value: object, headers: Any) -> "asyncio.Future[object]":
-        self.sent.append((topic, dict(headers)))
-        acknowledged: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        acknowledged.set_result(None)
-        return acknowledged
-
-
-class Consumer:
-    def __init__(self, end: int) -> None:
-        self.end = end
-
-    async def beginning_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 0)
-
-    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, self.end)
-
-    async def position(self, _: TopicPartition) -> int:
-        return 1
-
-    def seek(self, *_: object) -> None: ...
-
-
-@pytest.fixture
-def kafka(monkeypatch: pytest.MonkeyPatch) -> Producer:
-    async def committed(*_: object) -> tuple[int, str]:
-        return 0, ""
-
-    async def discarded(*_: object, **__: object) -> None: ...
-
-    monkeypatch.setattr(aiokafka_internals, "read_committed", committed)
-    monkeypatch.setattr(aiokafka_internals, "discard_producer", discarded)
-    monkeypatch.setattr(aiokafka_internals, "watch_transactional_requests", lambda *_: None)
-    return Producer()
-
-
-class Ran:
-    def __init__(self, runner: PartitionRunner, group: str) -> None:
-        self.runner = runner
-        self.group = group
-
-    async def done(self, *records: ConsumerRecord) -> None:
-        self.runner.accept(records)
-        name = "orderflow_worker_done_records_total"
-        outcomes = ("handled", "parked", "dead_lettered")
-        await eventually(
-            lambda: sum(self.metric(name, topic="orders", outcome=each) for each in outcomes) == len(records),
-            "all done",
-        )
-
-    def metric(self, name: str, **labels: str) -> float:
-        return REGISTRY.get_sample_value(name, {"group": self.group, **labels}) or 0.0
-
-
-@contextlib.asynccontextmanager
-async def running(kafka: Producer, handle: Handler, *handles: E) -> AsyncIterator[Ran]:
-    group = a_group()
-    runner = PartitionRunner(
-        PARTITION,
-        spec=WorkerSpec(group, (ORDERS,), frozenset(handles or {E.ORDER_EVENT_TYPE_ORDER_CREATED})),
-        handle=handle,
-        limits=LIMITS,
-        consumer=Consumer(end=9),  # type: ignore[arg-type]
-        new_producer=lambda _: kafka,  # type: ignore[arg-type, return-value]
-        gate=DependencyGate(group, probe_cap=0.01),
-        refused={},
-        tiers=retry_topics(group, (10,)),
-        claim=None,
-    )
-    task = asyncio.create_task(runner.run())
-    await eventually(lambda: runner.wants_records, "open")
-    try:
-        yield Ran(runner, group)
-    finally:
-        await runner.drain(task)
-
-
-def placed(offset: int = 0, **changes: Any) -> ConsumerRecord:
-    """A record of a new order, in the caller's trace."""
-    record = envelope.encode(order_created())
-    headers = [header for header in record.headers if header[0] != "traceparent"]
-    fields: dict[str, Any] = {"key": record.key, "partition": 0, "offset": offset, "headers": [*headers, CALLER]}
-    return a_record(record.value, **fields | changes)
 
 
 def failing(times: int, failure: Exception) -> Handler:
@@ -144,7 +48,7 @@ def handlings(seen: Recorded) -> list[Any]:
 async def test_a_record_that_is_handled_is_one_span_with_what_it_leads_to(kafka: Producer) -> None:
     with recorded() as seen:
         async with running(kafka, failing(0, AssertionError())) as ran:
-            await ran.done(placed())
+            await ran.done(a_placed_record())
             assert ran.metric("orderflow_worker_done_records_total", topic="orders", outcome="handled") == 1
     [handled] = handlings(seen)
     [sent] = [each for each in seen.all if each.name.startswith("send ")]
@@ -157,14 +61,14 @@ async def test_a_record_that_is_handled_is_one_span_with_what_it_leads_to(kafka:
 async def test_a_record_that_is_skipped_leaves_no_span(kafka: Producer) -> None:
     with recorded() as seen:
         async with running(kafka, failing(0, AssertionError()), E.ORDER_EVENT_TYPE_ORDER_PAID) as ran:
-            await ran.done(placed())
+            await ran.done(a_placed_record())
     assert seen.all == []
 
 
 async def test_each_try_is_a_span_of_its_own_linked_to_the_one_before(kafka: Producer) -> None:
     with recorded() as seen:
         async with running(kafka, failing(1, Transient("SMTP_451", "later"))) as ran:
-            await ran.done(placed())
+            await ran.done(a_placed_record())
             assert ran.metric("orderflow_worker_retries_total", tier="in_place", reason="SMTP_451") == 1
     first, second = handlings(seen)
     assert (first.attributes or {})["error.type"] == "SMTP_451"
@@ -176,7 +80,7 @@ async def test_each_try_is_a_span_of_its_own_linked_to_the_one_before(kafka: Pro
 async def test_what_is_parked_names_the_try_before_and_keeps_its_trace(kafka: Producer) -> None:
     with recorded() as seen:
         async with running(kafka, failing(9, Transient("X", "y"))) as ran:
-            await ran.done(placed())
+            await ran.done(a_placed_record())
             topic = f"{ran.group}.retry.10s"
             assert ran.metric("orderflow_worker_done_records_total", topic="orders", outcome="parked") == 1
     _, last = handlings(seen)
@@ -190,7 +94,7 @@ async def test_what_is_parked_names_the_try_before_and_keeps_its_trace(kafka: Pr
 async def test_a_dead_letter_names_the_handling_that_gave_up(kafka: Producer) -> None:
     with recorded() as seen:
         async with running(kafka, failing(9, Permanent("NO_TEMPLATE", "none"))) as ran:
-            await ran.done(placed())
+            await ran.done(a_placed_record())
             labels = {"reason": "NO_TEMPLATE", "class": "permanent"}
             assert ran.metric("orderflow_dead_letters_total", **labels) == 1
             assert ran.metric("orderflow_worker_done_records_total", topic="orders", outcome="dead_lettered") == 1
@@ -205,7 +109,7 @@ async def test_a_dead_letter_names_the_handling_that_gave_up(kafka: Producer) ->
 async def test_an_outage_is_one_try_however_often_it_is_probed(kafka: Producer) -> None:
     with recorded() as seen:
         async with running(kafka, failing(3, DependencyDown("postgres", "away"))) as ran:
-            await ran.done(placed())
+            await ran.done(a_placed_record())
     [handled] = handlings(seen)
     assert "error.type" not in (handled.attributes or {})
 
@@ -220,7 +124,7 @@ async def test_a_record_that_is_no_event_has_a_span_that_failed(kafka: Producer)
 
 async def test_off_no_header_is_added(kafka: Producer) -> None:
     async with running(kafka, failing(9, Transient("X", "y"))) as ran:
-        await ran.done(placed())
+        await ran.done(a_placed_record())
     [(_, headers)] = kafka.sent
     assert "retry_links" not in headers
     assert headers["traceparent"] == CALLER[1]
@@ -237,7 +141,7 @@ async def test_lag_and_age_are_those_of_what_is_not_done_and_end_with_the_partit
         ages = ("orderflow_worker_oldest_record_age_seconds", {"topic": "orders", "partition": "0"})
         standings: list[Standing] = []
         report = LagReport(ran.group, lambda: standings)
-        ran.runner.accept([placed(timestamp=1_000), placed(1, timestamp=2_000)])
+        ran.runner.accept([a_placed_record(timestamp=1_000), a_placed_record(1, timestamp=2_000)])
         standings = [ran.runner.standing]
         assert (standings[0].committed, standings[0].oldest) == (0, 1.0)
         await report.report(Consumer(end=9))  # type: ignore[arg-type]
@@ -273,7 +177,7 @@ async def test_events_count_by_status_and_currency_once_they_are_committed(kafka
 
     was = before()
     async with running(kafka, handle) as ran:
-        record = placed()
+        record = a_placed_record()
         await ran.done(record)
     total = OrderEvent.FromString(record.value).order.total.amount_minor
     assert [now - then for now, then in zip(before(), was, strict=True)] == [1, total, 1]
