@@ -33,7 +33,6 @@ class Load:
         return statistics.quantiles(self.accepted, n=100)[98]
 
 
-@pytest.mark.alone
 async def test_overload_is_refused_at_once_and_harms_no_accepted_call(healthy: System) -> None:
     """The short form, with few orders: what it leaves to the workers must not burden the tests after it."""
     _, twice = await overload(healthy, limit=25, seconds=4)
