@@ -15,7 +15,7 @@ run: install ## Start everything on this machine and place sample orders; Ctrl-C
 	@$(BIN)/orderflow dev $(ARGS)
 
 test: install tools lint check-generated ## Run everything that CI runs.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m tests $(ARGS)
 
 test-heavy: install tools ## Run the tests that take over 30 s; run nothing else meanwhile.
 	$(BIN)/python -m pytest -m heavy --timeout 3600 $(ARGS)

@@ -1,8 +1,13 @@
 """Loopback ports: choosing free ones, and saying clearly when a wanted one is taken."""
 
 import contextlib
+import fcntl
+import functools
+import os
 import random
 import socket
+import tempfile
+from pathlib import Path
 
 from devstack.errors import DevstackError
 
@@ -13,16 +18,32 @@ _CHOICE = range(15_000, 32_000)
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that nothing listens on at the moment."""
+    """Return `count` different ports that nothing listens on at the moment.
+
+    No other process of this user that chooses so gets them while this one lives: neither before its servers bind them
+    nor while one of those is being restarted.
+    """
     with contextlib.ExitStack() as held:
         ports: list[int] = []
         for port in random.sample(_CHOICE, len(_CHOICE)):
-            if len(ports) == count:
-                return ports
             with contextlib.suppress(OSError):
                 held.enter_context(_listen(port))
+                _claim(port)
                 ports.append(port)
+            if len(ports) == count:
+                return ports
     raise DevstackError(f"no {count} free ports between {_CHOICE.start} and {_CHOICE.stop}: stop other programs")
+
+
+def _claim(port: int) -> None:
+    """Lock the port's byte of the file until this process ends; OSError when another process has it."""
+    fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+
+
+@functools.cache
+def _claims() -> int:
+    """Open the user's file of chosen ports, once: such locks end with the first close of their file."""
+    return os.open(Path(tempfile.gettempdir(), f"orderflow-ports-{os.getuid()}"), os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def require_free(port: int, purpose: str, setting: str) -> None:

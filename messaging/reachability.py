@@ -95,6 +95,8 @@ class KafkaMonitor:
                 return
 
         asking = [asyncio.create_task(ask(broker.nodeId)) for broker in client.cluster.brokers()]
+        if not asking:  # a broker that has just started answers before it knows of any, itself included
+            return answers
         try:
             # Those that are frozen keep nobody waiting for longer, and do not hide the others' answers.
             await asyncio.wait(asking, timeout=_ANSWER_SECONDS)

@@ -38,6 +38,7 @@ async def run_chaos(folder: pathlib.Path, *arguments: str, deadline: float) -> t
     return code, told.read_text()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 async def test_every_danger_once_and_every_invariant_holds(tmp_path: pathlib.Path) -> None:
     code, told = await run_chaos(tmp_path / "run", "--seed", "1", "--minutes", "0.65", "--orders", "260", deadline=540)

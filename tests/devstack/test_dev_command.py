@@ -180,13 +180,6 @@ async def test_a_later_start_goes_on_with_the_data_and_a_killed_supervisor_leave
     async with running(state, "--no-samples") as dev:
         await dev.read_until(_HEALTHY, within=150)
         identities.add(await identity(state))
-        family = dev.family()
-        os.kill(dev.process.pid, signal.SIGKILL)
-        await dev.process.wait()
-        await gone(family, within=60)
-    async with running(state, "--no-samples") as dev:
-        await dev.read_until(_HEALTHY, within=150)
-        identities.add(await identity(state))
         assert len(identities) == 1, "the data was made anew"
 
         rows = json.loads(await status(state, "-o", "json"))
@@ -194,6 +187,27 @@ async def test_a_later_start_goes_on_with_the_data_and_a_killed_supervisor_leave
         os.kill(pid, signal.SIGKILL)
         await dev.read_until("payment-processor ended with exit code -9; starting it again", within=60)
         await status(state)
+        await killed(dev)
+
+
+async def killed(dev: Dev) -> None:
+    """Kills the supervisor, and waits until nothing of it is left."""
+    family = dev.family()
+    os.kill(dev.process.pid, signal.SIGKILL)
+    await dev.process.wait()
+    await gone(family, within=60)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(400)
+async def test_a_start_after_a_killed_supervisor_goes_on_with_the_data(tmp_path: pathlib.Path) -> None:
+    identities = set()
+    for _ in range(2):
+        async with running(tmp_path, "--no-samples") as dev:
+            await dev.read_until(_HEALTHY, within=150)
+            identities.add(await identity(tmp_path))
+            await killed(dev)
+    assert len(identities) == 1, "the data was made anew"
 
 
 async def test_a_port_in_use_is_named(tmp_path: pathlib.Path) -> None:

@@ -21,16 +21,25 @@ def supervise(script: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-async def broker(tmp_path: Path) -> AsyncIterator[KafkaBroker]:
+@pytest.fixture(scope="module")
+async def started(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KafkaBroker]:
     port, controller_port = free_ports(2)
-    broker = KafkaBroker(tmp_path / "kafka", port, controller_port, classpath=ensure_jars())
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), port, controller_port, classpath=ensure_jars())
     broker.start()
     try:
-        await broker.wait_ready(60)
         yield broker
     finally:
+        broker.resume()  # a test may have failed while it was suspended
         await broker.stop(20)
+
+
+@pytest.fixture
+async def broker(started: KafkaBroker) -> KafkaBroker:
+    """A running broker; each test may kill it."""
+    if not started.running:
+        started.start()
+    await started.wait_ready(60)
+    return started
 
 
 async def create_topic(broker: KafkaBroker, name: str, partitions: int = 1) -> None:
@@ -125,13 +134,17 @@ async def test_a_taken_port_is_named_before_anything_starts(broker: KafkaBroker,
     assert not second.running
 
 
-async def test_a_broker_that_dies_while_starting_tells_its_log(broker: KafkaBroker) -> None:
-    await broker.stop(20)
+async def test_a_broker_that_dies_while_starting_tells_its_log(tmp_path: Path) -> None:
+    port, controller_port = free_ports(2)
+    broker = KafkaBroker(tmp_path / "kafka", port, controller_port, classpath=ensure_jars())
     broker.prepare()
     next((broker.directory / "data").glob("meta.properties")).write_text("version=1\ncluster.id=other\nnode.id=9\n")
-    broker.start()
-    with pytest.raises(DevstackError, match=r"Kafka ended with exit code [\s\S]*node"):
-        await broker.wait_ready(60)
+    try:
+        broker.start()
+        with pytest.raises(DevstackError, match=r"Kafka ended with exit code [\s\S]*node"):
+            await broker.wait_ready(60)
+    finally:
+        await broker.stop(20)
 
 
 async def test_kill_9_of_the_supervisor_leaves_nothing_that_stops_the_next_start(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ async def traced(healthy: ObservedSystem) -> AsyncIterator[Traced]:
             healthy.start_role(role, settings)
         await healthy.wait_healthy(ROLES)
         yield Traced(healthy, collector)
+        await asyncio.gather(*(healthy.stop_role(role) for role in ROLES))
         for role in ROLES:
-            await healthy.stop_role(role)
             healthy.start_role(role)
 
 

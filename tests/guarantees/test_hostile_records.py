@@ -26,7 +26,7 @@ Letter = tuple[str, Place, bytes | None, bytes | None]
 async def test_hostile_records_stop_nobody(
     healthy: FrontedSystem, client: OrdersClient, tmp_path: pathlib.Path
 ) -> None:
-    await hostile_records_stop_nobody(healthy, client, tmp_path, records=600, good=30, within=60)
+    await hostile_records_stop_nobody(healthy, client, tmp_path, records=400, good=20, within=60)
 
 
 @pytest.mark.heavy

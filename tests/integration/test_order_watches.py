@@ -335,6 +335,7 @@ async def test_anothers_order_is_as_one_that_is_not_there(
         (an_id(), "nonsense", "resume_token"),
         (an_id(), ConsistencyToken(an_id(), 1).encode(), "resume_token"),
     ],
+    ids=["not-an-id", "not-as-it-is-written", "not-a-token", "anothers-token"],
 )
 async def test_a_watch_that_is_not_valid(stub: Any, order_id: str, resume_token: str, field: str) -> None:
     refused = await Watching(stub, order_id, resume_token).ended()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from messaging.reachability import Replicas, can_acknowledge
+from messaging.reachability import KafkaMonitor, Replicas, can_acknowledge
+from settings import KafkaSettings
 
 THREE = frozenset({1, 2, 3})
 
@@ -27,3 +28,13 @@ def test_a_topic_of_one_replica_needs_that_one_only() -> None:
     alone = Replicas(frozenset({2}), frozenset({2}))
     assert can_acknowledge(alone, {2}, min_insync=2)
     assert not can_acknowledge(alone, {1, 3}, min_insync=2)
+
+
+async def test_a_broker_that_names_no_brokers_yet_is_away() -> None:
+    monitor = KafkaMonitor(KafkaSettings(bootstrap="127.0.0.1:1"), client_id="tests")
+    client = monitor._client()
+    try:
+        assert not client.cluster.brokers()
+        assert await monitor._ask(client) == {}
+    finally:
+        await client.close()
