@@ -7,6 +7,7 @@ from domain.identifiers import caused_event_id, created_event_id, reported_event
 from domain.orders import is_lifecycle
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import (
+    ORDER_EVENT_TYPE_ORDER_CREATED,
     CommandTerms,
     EventMetadata,
     NotificationFailedDetails,
@@ -29,7 +30,7 @@ def order_created(order: Order, *, details: OrderCreatedDetails, correlation_id:
     """Returns the ORDER_CREATED of a new order."""
     return OrderEvent(
         event_id=created_event_id(order.order_id),
-        type=OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED,
+        type=ORDER_EVENT_TYPE_ORDER_CREATED,
         order=order,
         revision=order.revision,
         occur_time=order.create_time,
