@@ -6,7 +6,7 @@ One order and a batch take the same way; each order has a result of its own.
 import asyncio
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import fault_points
@@ -30,6 +30,7 @@ from orderflow.orders.v1.order_service_pb2 import (
 )
 from server import calls, errors
 from server.errors import CallError
+from server.gathering import Gathering
 from server.tokens import ConsistencyToken
 from settings import ServerSettings
 from storage.known_requests import KnownRequest, KnownRequests
@@ -80,6 +81,7 @@ class OrderIntake:
         self._publisher = publisher
         self._is_kafka_reachable = is_kafka_reachable
         self._known_requests = known_requests
+        self._known: Gathering[tuple[str, str], KnownRequest] = Gathering(self._look_up)
         self._settings = settings
         self._now = now
         self._no_lookup_before = 0.0
@@ -107,17 +109,19 @@ class OrderIntake:
         for number, intake in enumerate(intakes):
             await _let_others_run(number)
             _check(intake)
-        known = await self._look_up(caller, [each.request.request_id for each in intakes if each.result is None])
+        wanted = [(caller, each.request.request_id) for each in intakes if each.fingerprint and each.request.request_id]
+        known = await self._known.look_all(wanted) if wanted else {}
+        correlation_id = calls.correlation_id(context, "")
         for number, intake in enumerate(intakes):
             await _let_others_run(number)
             if intake.result is None:
-                self._accept(intake, known.get(intake.request.request_id), caller, context)
+                self._accept(intake, known.get((caller, intake.request.request_id)), caller, correlation_id)
         await self._publish([each for each in intakes if each.result is None], deadline)
         results = [each.result for each in intakes if each.result is not None]
         assert len(results) == len(intakes)
         return results
 
-    def _accept(self, intake: _Intake, known: KnownRequest | None, caller: str, context: "Context") -> None:
+    def _accept(self, intake: _Intake, known: KnownRequest | None, caller: str, correlation_id: str) -> None:
         """Sets the result if nothing is to be published, else the record, and the response for when it is there."""
         request = intake.request
         if known is not None and known.fingerprint != intake.fingerprint:
@@ -135,7 +139,7 @@ class OrderIntake:
         details = OrderCreatedDetails(
             caller=caller, request_id=request.request_id, request_fingerprint=intake.fingerprint
         )
-        intake.correlation_id = calls.correlation_id(context, order_id)
+        intake.correlation_id = correlation_id or order_id
         event = events.order_created(order, details=details, correlation_id=intake.correlation_id)
         intake.record = envelope.encode(event)
         intake.response = _created(order)
@@ -164,15 +168,14 @@ class OrderIntake:
             fault_points.reached("W1")
             _log_accepted(intakes, accepted)
 
-    async def _look_up(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
+    async def _look_up(self, requests: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], KnownRequest]:
         """Returns those that were used before, none if that cannot be told soon: it never holds an order up."""
-        wanted = [each for each in request_ids if each]
         loop = asyncio.get_running_loop()
-        if not wanted or loop.time() < self._no_lookup_before:
+        if loop.time() < self._no_lookup_before:
             return {}
         try:
             async with asyncio.timeout(self._settings.request_lookup_timeout):
-                return await self._known_requests.find(caller, wanted)
+                return await self._known_requests.find(requests)
         except (DependencyDown, TimeoutError):
             self._no_lookup_before = loop.time() + _LOOKUP_BREAK_SECONDS
             log.warning("server.request_lookup.skipped")
