@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
@@ -149,7 +149,7 @@ class Publisher:
                 for record in records:
                     # One after the other and no tasks: it waits only while a partition has a whole batch to send.
                     handed_over.append(await self._hand_over(producer, waiting, record))  # noqa: PERF401
-                await _all_done(each for each in handed_over if isinstance(each, asyncio.Future))
+                await _all_done([each for each in handed_over if isinstance(each, asyncio.Future)])
         except TimeoutError:
             late = len(records) - len(handed_over)
             handed_over += [NotHandedOver("no room, or no leader for the partition") for _ in range(late)]
@@ -210,9 +210,11 @@ class Publisher:
             await asyncio.wait(self._closing, timeout=_FLUSH_SECONDS)
 
 
-async def _all_done(futures: "Iterable[asyncio.Future[object]]") -> None:
-    """Waits for futures, and cancels none with itself, as asyncio.wait does: in a third of the time, with no limit."""
-    pending = 0
+async def _all_done(futures: "Sequence[asyncio.Future[object]]") -> None:
+    """Waits for futures and, as asyncio.wait does, cancels none with itself: in a third of the time."""
+    if not futures:
+        return
+    pending = len(futures)
     done = asyncio.get_running_loop().create_future()
 
     def count(_: "asyncio.Future[object]") -> None:
@@ -222,7 +224,5 @@ async def _all_done(futures: "Iterable[asyncio.Future[object]]") -> None:
             done.set_result(None)
 
     for future in futures:
-        pending += 1
         future.add_done_callback(count)
-    if pending:
-        await done
+    await done

@@ -24,13 +24,13 @@ from orderflow.orders.v1.order_pb2 import Order
 from orderflow.orders.v1.order_service_pb2 import (
     BatchCreateOrdersRequest,
     BatchCreateOrdersResponse,
-    BatchCreateOrdersResult,
     CreateOrderRequest,
     CreateOrderResponse,
 )
 from server import calls, errors
 from server.errors import CallError
 from server.gathering import Gathering
+from server.pace import Pace
 from server.tokens import ConsistencyToken
 from settings import ServerSettings
 from storage.known_requests import KnownRequest, KnownRequests
@@ -83,11 +83,14 @@ class OrderIntake:
         self._known_requests = known_requests
         self._known: Gathering[tuple[str, str], KnownRequest] = Gathering(self._look_up)
         self._settings = settings
+        self._time_to_pay = settings.time_to_pay
         self._now = now
         self._no_lookup_before = 0.0
+        self._pace = Pace(settings.gathering_ms / 1000)
 
     async def create(self, request: CreateOrderRequest, context: "Context") -> CreateOrderResponse:
         """Accepts an order; OK means that it is durable."""
+        await self._pace.turn()
         [result] = await self._take_in((request,), context)
         if isinstance(result, CallError):
             raise result
@@ -99,21 +102,29 @@ class OrderIntake:
             raise errors.invalid(violations, outcome="NOT_ACCEPTED")
         results = await self._take_in(request.requests, context)
         repeated = calls.was_tried_before(context)
-        return BatchCreateOrdersResponse(results=[_result(each, repeated=repeated) for each in results])
+        response = BatchCreateOrdersResponse()
+        for result in results:
+            if isinstance(result, CallError):
+                response.results.add(error=(result.as_repeat() if repeated else result).status())
+            else:
+                response.results.add().created.CopyFrom(result)
+        return response
 
     async def _take_in(self, requests: Sequence[CreateOrderRequest], context: "Context") -> list[Result]:
         """Returns what became of each, in their order."""
         deadline = asyncio.get_running_loop().time() + calls.time_left(context, self._settings)
         caller = calls.caller(context)
         intakes = [_Intake(request) for request in requests]
-        for number, intake in enumerate(intakes):
-            await _let_others_run(number)
+        for number, intake in enumerate(intakes, 1):
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
             _check(intake)
         wanted = [(caller, each.request.request_id) for each in intakes if each.fingerprint and each.request.request_id]
         known = await self._known.look_all(wanted) if wanted else {}
         correlation_id = calls.correlation_id(context, "")
-        for number, intake in enumerate(intakes):
-            await _let_others_run(number)
+        for number, intake in enumerate(intakes, 1):
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
             if intake.result is None:
                 self._accept(intake, known.get((caller, intake.request.request_id)), caller, correlation_id)
         await self._publish([each for each in intakes if each.result is None], deadline)
@@ -132,7 +143,7 @@ class OrderIntake:
             intake.result = _as_if(order) if request.validate_only else _created(order)
             return
         order_id = "" if request.validate_only else order_id_for(caller, request.request_id, intake.fingerprint)
-        order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._settings.time_to_pay)
+        order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._time_to_pay)
         if request.validate_only:
             intake.result = _as_if(order)
             return
@@ -182,22 +193,18 @@ class OrderIntake:
             return {}
 
 
-async def _let_others_run(number: int) -> None:
-    if number % _AT_ONCE == _AT_ONCE - 1:
-        await asyncio.sleep(0)
-
-
 def _violations_of_batch(requests: Sequence[CreateOrderRequest]) -> list[Violation]:
     """Returns what is wrong with the batch as such; what is wrong with an order is that order's result."""
     if not 1 <= len(requests) <= MAX_BATCH:
         return [Violation("requests", f"must have 1 to {MAX_BATCH} orders")]
     violations = []
     seen: set[str] = set()
+    validate_only = requests[0].validate_only
     for index, request in enumerate(requests):
-        if request.request_id and request.request_id in seen:
+        if (request_id := request.request_id) and request_id in seen:
             violations.append(Violation(f"requests[{index}].request_id", "stands in an earlier request of the batch"))
-        seen.add(request.request_id)
-        if request.validate_only != requests[0].validate_only:
+        seen.add(request_id)
+        if request.validate_only != validate_only:
             violations.append(Violation(f"requests[{index}].validate_only", "must be that of the first request"))
     return violations
 
@@ -239,7 +246,9 @@ def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
 
 
 def _created(order: Order) -> CreateOrderResponse:
-    return CreateOrderResponse(order=order, consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+    response = CreateOrderResponse(consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+    response.order.CopyFrom(order)
+    return response
 
 
 def _purged(request: CreateOrderRequest, left: Order) -> Order:
@@ -257,9 +266,3 @@ def _as_if(order: Order) -> CreateOrderResponse:
     response.order.ClearField("order_id")
     response.order.ClearField("etag")
     return response
-
-
-def _result(result: Result, *, repeated: bool) -> BatchCreateOrdersResult:
-    if isinstance(result, CallError):
-        return BatchCreateOrdersResult(error=(result.as_repeat() if repeated else result).status())
-    return BatchCreateOrdersResult(created=result)

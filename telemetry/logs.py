@@ -1,7 +1,7 @@
 """Structured logs: one event name a line, ids as fields, never personal data."""
 
-import contextlib
 import contextvars
+import datetime
 import json
 import logging
 import sys
@@ -121,27 +121,19 @@ def about(**fields: Any) -> None:
     _ABOUT.set(fields)
 
 
-def _with_subject(
-    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds what the line is about; what the line itself says holds."""
-    return {**fields, **event} if (fields := _ABOUT.get()) else event
-
-
-def _with_trace(
-    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds the current trace, so that a line and its spans find each other."""
-    if "trace_id" not in event and (trace_id := tracing.trace_id()) != tracing.NO_TRACE:
-        event["trace_id"] = trace_id
-    return event
-
-
 def _told_by(process: str) -> structlog.typing.Processor:
+    """Returns what completes every line: who says it, about what, in which trace, how grave it is, and when."""
+
     def told(
-        _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+        _: structlog.typing.WrappedLogger, level: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
+        if fields := _ABOUT.get():
+            event = {**fields, **event}  # what the line itself says holds
+        if "trace_id" not in event and (trace_id := tracing.trace_id()) != tracing.NO_TRACE:
+            event["trace_id"] = trace_id  # so that a line and its spans find each other
         event["process"] = process
+        event["level"] = level
+        event["timestamp"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")[:26] + "Z"
         return event
 
     return told
@@ -157,22 +149,20 @@ class _Lines:
         self._handler = handler
 
     def msg(self, line: str) -> None:
-        with self._handler.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
-            self._handler.stream.write(f"{line}\n")
-            self._handler.flush()
+        self._handler.acquire()
+        try:
+            self._handler.stream.write(f"{line}\n")  # standard error flushes each line by itself
+        except (OSError, ValueError):
+            pass
+        finally:
+            self._handler.release()
 
     debug = info = warning = error = critical = msg
 
 
 def configure(process: str, *, form: Literal["auto", "json", "console"], level: str) -> None:
     """Sets logging up for this process: everything goes to standard error, the libraries' lines included."""
-    shared: list[structlog.typing.Processor] = [
-        _told_by(process),
-        _with_subject,
-        _with_trace,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    told = _told_by(process)
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     tracebacks = structlog.processors.format_exc_info if console else _TRACEBACKS
     written: list[structlog.typing.Processor] = [
@@ -182,7 +172,7 @@ def configure(process: str, *, form: Literal["auto", "json", "console"], level: 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[told, structlog.stdlib.add_logger_name],
             processors=[
                 tracebacks,
                 log_hygiene.redacted,
@@ -199,7 +189,7 @@ def configure(process: str, *, form: Literal["auto", "json", "console"], level: 
     for name in _LIBRARIES:
         logging.getLogger(name).addFilter(_RateLimit())
     structlog.configure(
-        processors=[*shared, tracebacks, log_hygiene.redacted_unless_ours, *written],
+        processors=[told, tracebacks, log_hygiene.redacted_unless_ours, *written],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _Lines(handler),
         cache_logger_on_first_use=True,
