@@ -123,6 +123,12 @@ class ServerSettings(Section):
     request_lookup_timeout: Seconds = pydantic.Field(
         0.2, description="Limit of looking up a repeated request_id in PostgreSQL, seconds. Past it, it is skipped."
     )
+    gathering_ms: float = pydantic.Field(
+        5,
+        ge=0,
+        description="CreateOrder calls that come sooner than this after others go on when it is over, and together:"
+        " they share a look-up and a request to Kafka, milliseconds. Who comes later waits for nobody. 0 is off.",
+    )
     shutdown_delay_seconds: float = pydantic.Field(
         0,
         ge=0,

@@ -7,6 +7,7 @@ from domain.identifiers import caused_event_id, created_event_id, reported_event
 from domain.orders import is_lifecycle
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import (
+    ORDER_EVENT_TYPE_ORDER_CREATED,
     CommandTerms,
     EventMetadata,
     NotificationFailedDetails,
@@ -27,15 +28,16 @@ from orderflow.orders.v1.order_pb2 import NotificationChannel, Order
 
 def order_created(order: Order, *, details: OrderCreatedDetails, correlation_id: str) -> OrderEvent:
     """Returns the ORDER_CREATED of a new order."""
-    return OrderEvent(
+    event = OrderEvent(
         event_id=created_event_id(order.order_id),
-        type=OrderEventType.ORDER_EVENT_TYPE_ORDER_CREATED,
-        order=order,
+        type=ORDER_EVENT_TYPE_ORDER_CREATED,
         revision=order.revision,
-        occur_time=order.create_time,
         metadata=EventMetadata(correlation_id=correlation_id, source="server", attempt=1, caller=details.caller),
-        order_created=details,
     )
+    event.order.CopyFrom(order)  # a third of what it takes to copy a message as an argument
+    event.occur_time.CopyFrom(order.create_time)
+    event.order_created.CopyFrom(details)
+    return event
 
 
 def order_processing(cause: Delivery, order: Order) -> OrderEvent:

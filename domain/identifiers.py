@@ -29,8 +29,10 @@ def request_fingerprint(request: CreateOrderRequest) -> bytes:
     canonical.CopyFrom(request)
     canonical.ClearField("request_id")
     canonical.ClearField("validate_only")
-    canonical.ClearField("labels")
     canonical.DiscardUnknownFields()  # type: ignore[no-untyped-call, unused-ignore]
+    if not request.labels:
+        return hashlib.sha256(canonical.SerializeToString()).digest()
+    canonical.ClearField("labels")
     digest = hashlib.sha256()
     digest.update(_part(canonical, lambda number: number < _LABELS))
     # The order of a map's entries is left to the protobuf runtime, and they differ: so one by one.

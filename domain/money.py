@@ -44,10 +44,12 @@ def total_of(items: Iterable[LineItem]) -> Money:
     """
     currency, amount = "", 0
     for item in items:
-        if currency and item.unit_price.currency_code != currency:
-            raise CurrencyMismatchError(f"{item.unit_price.currency_code} among lines in {currency}")
-        currency = item.unit_price.currency_code
-        amount += item.quantity * item.unit_price.amount_minor
+        price = item.unit_price
+        code = price.currency_code
+        if currency and code != currency:
+            raise CurrencyMismatchError(f"{code} among lines in {currency}")
+        currency = code
+        amount += item.quantity * price.amount_minor
     if not currency:
         raise CurrencyMismatchError("no line, so no currency")
     return Money(currency_code=currency, amount_minor=amount)

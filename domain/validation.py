@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from domain.money import MAX_AMOUNT_MINOR, is_currency
@@ -16,6 +16,8 @@ MAX_LABELS: Final = 32
 SKU_RULE: Final = "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
 REQUEST_ID_RULE: Final = "must be 1 to 128 printable ASCII characters without spaces"
 _CHANNELS: Final = set(NotificationChannel.values()) - {NotificationChannel.NOTIFICATION_CHANNEL_UNSPECIFIED}
+_STATUSES: Final = frozenset(OrderStatus.values())
+_PAYMENT_STATUSES: Final = frozenset(PaymentStatus.values())
 _SKU: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _YEAR_10000: Final = 253_402_300_800  # in seconds since 1970
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -23,7 +25,11 @@ _EMAIL: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]+
 _PHONE: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
 # C0 and C1 controls, line and paragraph separators, and the code points that change the direction of text.
-_UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNSAFE_CHARACTERS: Final = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_UNSAFE: Final = re.compile(f"[{_UNSAFE_CHARACTERS}]")
+_MOST: Final = 128
+_TEXT: Final = re.compile(f"[^{_UNSAFE_CHARACTERS}]{{1,{_MOST}}}")
+"""What `text_violations` finds nothing wrong with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +53,15 @@ def unstorable(event: OrderEvent) -> str | None:
 
     Only a forger writes such events, and each would stop its readers at the same place for ever.
     """
-    order = event.order
+    order, created = event.order, event.order_created
     for time in (event.occur_time, order.create_time, order.update_time, order.expire_time):
-        if not 0 <= time.seconds < _YEAR_10000 or not 0 <= time.nanos < 10**9:
+        if not (0 <= time.seconds < _YEAR_10000 and 0 <= time.nanos < 10**9):
             return "a time is not between 1970 and 9999"
     if event.revision < 0 or order.revision < 0:
         return "a revision is negative"
-    texts = (order.user_id, event.metadata.caller, event.order_created.caller, event.order_created.request_id)
-    if any("\x00" in text for text in (*texts, order.failure_reason, *(item.sku for item in order.items))):
+    texts = [order.user_id, event.metadata.caller, created.caller, created.request_id, order.failure_reason]
+    texts += [item.sku for item in order.items]
+    if "\x00" in "".join(texts):
         return "a text has a NUL"
     return None
 
@@ -82,67 +89,77 @@ def text_violations(field: str, value: str, *, most: int, required: bool = False
 def has_unknown_status(event: OrderEvent) -> bool:
     """Whether the event's order has a status that this version does not know: a newer one may."""
     order = event.order
-    return order.status not in OrderStatus.values() or order.payment_status not in PaymentStatus.values()
+    return order.status not in _STATUSES or order.payment_status not in _PAYMENT_STATUSES
 
 
 def _violations(request: CreateOrderRequest | Order) -> Iterator[Violation]:
-    if isinstance(request, CreateOrderRequest):
-        yield from request_id_violations(request.request_id)
-    yield from text_violations("user_id", request.user_id, most=128, required=True)
-    if isinstance(request, CreateOrderRequest) and not request.email and not request.phone:
+    # Every order is checked, twice: each field is read once, and only for what is wrong is anything made.
+    email, phone = request.email, request.phone
+    if isinstance(request, CreateOrderRequest) and (request_id := request.request_id):
+        yield from request_id_violations(request_id)
+    if not _TEXT.fullmatch(user_id := request.user_id):
+        yield from text_violations("user_id", user_id, most=_MOST, required=True)
+    if not email and not phone and isinstance(request, CreateOrderRequest):
         yield Violation("email", "email or phone must be set: the customer is told about the order")
-    if request.email and (len(request.email) > 254 or not _EMAIL.fullmatch(request.email)):
+    if email and (len(email) > 254 or not _EMAIL.fullmatch(email)):
         yield Violation("email", "must be an e-mail address of at most 254 characters")
-    if request.phone and not _PHONE.fullmatch(request.phone):
+    if phone and not _PHONE.fullmatch(phone):
         yield Violation("phone", "must be an E.164 number such as +491701234567")
-    yield from _items(request)
-    yield from text_violations("payment_method", request.payment_method, most=128, required=True)
-    if len(request.labels) > MAX_LABELS:
+    yield from _items(request.items)
+    if not _TEXT.fullmatch(payment_method := request.payment_method):
+        yield from text_violations("payment_method", payment_method, most=_MOST, required=True)
+    if labels := request.labels:
+        yield from _labels(labels)
+    if (reference := request.external_reference) and not _TEXT.fullmatch(reference):
+        yield from text_violations("external_reference", reference, most=_MOST)
+    if (language := request.language) and not _LANGUAGE.fullmatch(language):
+        yield Violation("language", "must be a BCP 47 tag such as en or de-AT")
+    if channels := request.muted_channels:
+        muted = set(channels)
+        if len(muted) != len(channels) or not muted <= _CHANNELS:
+            yield Violation("muted_channels", "must name known channels, each at most once")
+
+
+def _labels(labels: Mapping[str, str]) -> Iterator[Violation]:
+    if len(labels) > MAX_LABELS:
         yield Violation("labels", f"must have at most {MAX_LABELS} entries")
-    for key, value in sorted(request.labels.items())[:MAX_LABELS]:
+    for key, value in sorted(labels.items())[:MAX_LABELS]:
         if not 1 <= len(key) <= 63 or _UNSAFE.search(key) or len(value) > 255 or _UNSAFE.search(value):
             yield Violation(
                 "labels", "keys must have 1 to 63, values at most 255 characters, none of them a control character"
             )
             break
-    yield from text_violations("external_reference", request.external_reference, most=128)
-    if request.language and not _LANGUAGE.fullmatch(request.language):
-        yield Violation("language", "must be a BCP 47 tag such as en or de-AT")
-    muted = set(request.muted_channels)
-    if len(muted) != len(request.muted_channels) or not muted <= _CHANNELS:
-        yield Violation("muted_channels", "must name known channels, each at most once")
 
 
-def _items(request: CreateOrderRequest | Order) -> Iterator[Violation]:
-    if not 1 <= len(request.items) <= MAX_ITEMS:
+def _items(items: Sequence[LineItem]) -> Iterator[Violation]:
+    if not 1 <= len(items) <= MAX_ITEMS:
         yield Violation("items", f"must have 1 to {MAX_ITEMS} lines")
         return
     seen: set[str] = set()
     total = 0
-    for index, item in enumerate(request.items):
-        yield from _item(f"items[{index}]", item)
-        if item.sku in seen:
+    first_currency = items[0].unit_price.currency_code
+    for index, item in enumerate(items):
+        sku, quantity, price = item.sku, item.quantity, item.unit_price
+        currency, amount = price.currency_code, price.amount_minor
+        if not _SKU.fullmatch(sku):
+            yield Violation(f"items[{index}].sku", SKU_RULE)
+        if not 1 <= quantity <= MAX_QUANTITY:
+            yield Violation(f"items[{index}].quantity", f"must be 1 to {MAX_QUANTITY}")
+        if not item.HasField("unit_price"):
+            yield Violation(f"items[{index}].unit_price", "must be set")
+        else:
+            if not is_currency(currency):
+                yield Violation(f"items[{index}].unit_price.currency_code", "must be an ISO 4217 code such as EUR")
+            if not 0 <= amount <= MAX_AMOUNT_MINOR:
+                yield Violation(f"items[{index}].unit_price.amount_minor", f"must be 0 to {MAX_AMOUNT_MINOR}")
+        if sku in seen:
             yield Violation(f"items[{index}].sku", "stands in an earlier line; add up the quantities")
-        seen.add(item.sku)
-        if item.unit_price.currency_code != request.items[0].unit_price.currency_code:
+        seen.add(sku)
+        if currency != first_currency:
             yield Violation(f"items[{index}].unit_price.currency_code", "must be the currency of the first line")
-        total += item.quantity * item.unit_price.amount_minor
+        total += quantity * amount
     if not 1 <= total <= MAX_AMOUNT_MINOR:
         yield Violation("items", f"must add up to 1 to {MAX_AMOUNT_MINOR} minor units")
-
-
-def _item(path: str, item: LineItem) -> Iterator[Violation]:
-    if not is_sku(item.sku):
-        yield Violation(f"{path}.sku", SKU_RULE)
-    if not 1 <= item.quantity <= MAX_QUANTITY:
-        yield Violation(f"{path}.quantity", f"must be 1 to {MAX_QUANTITY}")
-    if not item.HasField("unit_price"):
-        yield Violation(f"{path}.unit_price", "must be set")
-        return
-    if not is_currency(item.unit_price.currency_code):
-        yield Violation(f"{path}.unit_price.currency_code", "must be an ISO 4217 code such as EUR")
-    if not 0 <= item.unit_price.amount_minor <= MAX_AMOUNT_MINOR:
-        yield Violation(f"{path}.unit_price.amount_minor", f"must be 0 to {MAX_AMOUNT_MINOR}")
 
 
 def request_id_violations(request_id: str) -> Iterator[Violation]:

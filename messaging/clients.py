@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from messaging import aiokafka_internals, header_names
+from messaging.partitioner import partition_of
 from messaging.topics import DEAD_LETTERS
 from settings import KafkaSettings
 from telemetry import logs
@@ -55,6 +56,7 @@ def idempotent_producer(settings: KafkaSettings, *, client_id: str) -> AIOKafkaP
         **_connection(settings, client_id),
         acks="all",
         enable_idempotence=True,
+        partitioner=partition_of,
         max_batch_size=256 * 1024,
         max_request_size=DEAD_LETTERS.max_message_bytes,
         request_timeout_ms=10_000,
@@ -72,6 +74,7 @@ def transactional_producer(
         enable_idempotence=True,
         transactional_id=transactional_id,
         transaction_timeout_ms=timeout_ms,
+        partitioner=partition_of,
         max_batch_size=256 * 1024,
         max_request_size=DEAD_LETTERS.max_message_bytes,
         request_timeout_ms=10_000,

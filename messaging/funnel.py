@@ -1,6 +1,6 @@
 """What records that Kafka has acknowledged count as: the end of a span, an event, a step of an order, money."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
@@ -8,8 +8,8 @@ from domain.lifecycle import LIFECYCLE, SETTLED
 from domain.money import is_currency
 from messaging import envelope
 from messaging.envelope import OutgoingRecord
-from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
-from orderflow.orders.v1.order_pb2 import OrderStatus
+from orderflow.events.v1.order_event_pb2 import ORDER_EVENT_TYPE_PAYMENT_REFUNDED, OrderEvent, OrderEventType
+from orderflow.orders.v1.order_pb2 import ORDER_STATUS_REFUNDED, OrderStatus
 from telemetry import metrics
 
 _STATUSES: Final = {number: name.removeprefix("ORDER_STATUS_") for name, number in OrderStatus.items()}
@@ -19,36 +19,39 @@ _FIRST_SETTLED: Final = 3
 
 def acknowledged(records: Iterable[OutgoingRecord]) -> None:
     """Ends the records' spans, and counts them and what they carry."""
-    topics: Counter[str] = Counter()
-    types: Counter[OrderEventType] = Counter()
-    steps: Counter[tuple[OrderStatus, str]] = Counter()
-    amounts: Counter[tuple[OrderStatus, str]] = Counter()
+    topics: defaultdict[str, int] = defaultdict(int)
+    types: defaultdict[OrderEventType, int] = defaultdict(int)
+    steps: defaultdict[tuple[OrderStatus, str], int] = defaultdict(int)
+    amounts: defaultdict[tuple[OrderStatus, str], int] = defaultdict(int)
     for record in records:
         record.span.end()
         topics[record.topic.name] += 1
         if (event := record.event) is not None:
-            types[event.type] += 1
-            if event.type in LIFECYCLE and _is_a_step(event):
-                total = event.order.total
-                key = event.order.status, total.currency_code
+            event_type = event.type
+            types[event_type] += 1
+            if event_type in LIFECYCLE and _is_a_step(event):
+                order = event.order
+                total = order.total
+                key = order.status, total.currency_code
                 steps[key] += 1
                 amounts[key] += total.amount_minor
     for topic, count in topics.items():
-        metrics.SENT.labels("kafka", "send", topic).inc(count)
+        metrics.of(metrics.SENT, "kafka", "send", topic).inc(count)
     for event_type, count in types.items():
-        metrics.ORDER_EVENTS.labels(envelope.type_name(event_type)).inc(count)
+        metrics.of(metrics.ORDER_EVENTS, envelope.type_name(event_type)).inc(count)
     for (status, currency), count in steps.items():
-        metrics.ORDERS.labels(_name(status)).inc(count)
-        metrics.AMOUNTS.labels(_name(status), _currency(currency)).inc(amounts[status, currency])
+        name = _name(status)
+        metrics.of(metrics.ORDERS, name).inc(count)
+        metrics.of(metrics.AMOUNTS, name, _currency(currency)).inc(amounts[status, currency])
 
 
 def _is_a_step(event: OrderEvent) -> bool:
     """Tells whether its order came to another status. Counts what single events tell: refunds, time until settled."""
-    if event.type == OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED:
+    if event.type == ORDER_EVENT_TYPE_PAYMENT_REFUNDED:
         refunded = event.payment_refunded.amount
-        metrics.REFUNDED.labels(_currency(refunded.currency_code)).inc(refunded.amount_minor)
+        metrics.of(metrics.REFUNDED, _currency(refunded.currency_code)).inc(refunded.amount_minor)
         # In part, or of a cancelled order: it stays what it was.
-        return event.order.status == OrderStatus.ORDER_STATUS_REFUNDED
+        return event.order.status == ORDER_STATUS_REFUNDED
     if event.order.status in SETTLED and event.revision <= _FIRST_SETTLED:
         seconds = (event.occur_time.ToNanoseconds() - event.order.create_time.ToNanoseconds()) / 1e9
         metrics.of(metrics.SETTLING, _name(event.order.status)).observe(max(seconds, 0.0))

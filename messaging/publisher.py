@@ -121,14 +121,16 @@ class Publisher:
         """
         started = time.perf_counter()
         failures = await self._publish_all(records, timeout=timeout)
+        failed = ""
+        if any(failures):
+            for record, failure in zip(records, failures, strict=True):
+                if failure is not None:
+                    failed = failed or type(failure).__name__
+                    record.span.failed(type(failure).__name__)
+                    record.span.end()
         funnel.acknowledged(record for record, failure in zip(records, failures, strict=True) if failure is None)
-        for record, failure in zip(records, failures, strict=True):
-            if failure is not None:
-                record.span.failed(type(failure).__name__)
-                record.span.end()
-        failed = next((type(each).__name__ for each in failures if each is not None), "")
         for topic in {each.topic.name for each in records}:
-            metrics.SEND_DURATION.labels("kafka", "send", topic, failed).observe(
+            metrics.of(metrics.SEND_DURATION, "kafka", "send", topic, failed).observe(
                 time.perf_counter() - started, tracing.exemplar()
             )
         return failures
@@ -136,8 +138,6 @@ class Publisher:
     async def _publish_all(
         self, records: Sequence[OutgoingRecord], *, timeout: float
     ) -> list[NotHandedOver | OutcomeUnknown | None]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
         producer, waiting = self._producer, self._waiting
         if producer is None:
             return [NotHandedOver("Kafka is not reachable") for _ in records]
@@ -145,15 +145,14 @@ class Publisher:
             return [NotHandedOver("no time is left") for _ in records]
         handed_over: list[asyncio.Future[object] | NotHandedOver] = []
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(timeout):
                 for record in records:
                     # One after the other and no tasks: it waits only while a partition has a whole batch to send.
                     handed_over.append(await self._hand_over(producer, waiting, record))  # noqa: PERF401
+                await _all_done([each for each in handed_over if isinstance(each, asyncio.Future)])
         except TimeoutError:
             late = len(records) - len(handed_over)
             handed_over += [NotHandedOver("no room, or no leader for the partition") for _ in range(late)]
-        if pending := [each for each in handed_over if isinstance(each, asyncio.Future)]:
-            await asyncio.wait(pending, timeout=max(deadline - loop.time(), 0))
         return [self._failure(producer, each) if isinstance(each, asyncio.Future) else each for each in handed_over]
 
     async def _hand_over(
@@ -209,3 +208,21 @@ class Publisher:
             await aiokafka_internals.discard_producer(producer, flush_seconds=_FLUSH_SECONDS)
         if self._closing:
             await asyncio.wait(self._closing, timeout=_FLUSH_SECONDS)
+
+
+async def _all_done(futures: "Sequence[asyncio.Future[object]]") -> None:
+    """Waits for futures and, as asyncio.wait does, cancels none with itself: in a third of the time."""
+    if not futures:
+        return
+    pending = len(futures)
+    done = asyncio.get_running_loop().create_future()
+
+    def count(_: "asyncio.Future[object]") -> None:
+        nonlocal pending
+        pending -= 1
+        if not pending and not done.done():
+            done.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(count)
+    await done

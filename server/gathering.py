@@ -1,6 +1,7 @@
 """Look-ups that are asked for one by one and made many at a time."""
 
 import asyncio
+import collections
 import contextvars
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from typing import Final, Generic, TypeVar
@@ -9,6 +10,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 _MOST: Final = 1_000
+"""Keys of a query, but for what the last who joins asks for beyond it."""
 
 
 class Gathering(Generic[Key, Value]):
@@ -17,13 +19,19 @@ class Gathering(Generic[Key, Value]):
     def __init__(self, query: Callable[[Collection[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
         """`query` returns what there is for each key; a key that is missing has nothing."""
         self._query = query
-        self._waiting: list[tuple[Key, asyncio.Future[Value | None]]] = []
+        self._waiting: collections.deque[tuple[Collection[Key], asyncio.Future[Mapping[Key, Value]]]] = (
+            collections.deque()
+        )
         self._task: asyncio.Task[None] | None = None
 
     async def look(self, key: Key) -> Value | None:
         """Returns what a query that starts from now on finds for the key; raises what it raises."""
-        future: asyncio.Future[Value | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, future))
+        return (await self.look_all((key,))).get(key)
+
+    async def look_all(self, keys: Collection[Key]) -> Mapping[Key, Value]:
+        """Returns what such a query finds for the keys, and for those that others asked for with it."""
+        future: asyncio.Future[Mapping[Key, Value]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((keys, future))
         if self._task is None or self._task.done():
             # In an empty context: nothing of the first caller's, such as its trace, is taken for the others'.
             self._task = asyncio.create_task(self._run(), context=contextvars.Context())
@@ -31,15 +39,20 @@ class Gathering(Generic[Key, Value]):
 
     async def _run(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-            asking = [(key, future) for key, future in batch if not future.done()]  # a call may be over
+            keys: dict[Key, None] = {}
+            asking: list[asyncio.Future[Mapping[Key, Value]]] = []
+            while self._waiting and len(keys) < _MOST:
+                wanted, future = self._waiting.popleft()
+                if not future.done():  # a call may be over
+                    keys.update(dict.fromkeys(wanted))
+                    asking.append(future)
             try:
-                found = await self._query(list(dict.fromkeys(key for key, _ in asking)))
+                found = await self._query(list(keys))
             except Exception as error:
-                for _, future in asking:
+                for future in asking:
                     if not future.done():
                         future.set_exception(error)
             else:
-                for key, future in asking:
+                for future in asking:
                     if not future.done():
-                        future.set_result(found.get(key))
+                        future.set_result(found)

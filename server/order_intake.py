@@ -6,7 +6,7 @@ One order and a batch take the same way; each order has a result of its own.
 import asyncio
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import fault_points
@@ -24,12 +24,13 @@ from orderflow.orders.v1.order_pb2 import Order
 from orderflow.orders.v1.order_service_pb2 import (
     BatchCreateOrdersRequest,
     BatchCreateOrdersResponse,
-    BatchCreateOrdersResult,
     CreateOrderRequest,
     CreateOrderResponse,
 )
 from server import calls, errors
 from server.errors import CallError
+from server.gathering import Gathering
+from server.pace import Pace
 from server.tokens import ConsistencyToken
 from settings import ServerSettings
 from storage.known_requests import KnownRequest, KnownRequests
@@ -80,12 +81,16 @@ class OrderIntake:
         self._publisher = publisher
         self._is_kafka_reachable = is_kafka_reachable
         self._known_requests = known_requests
+        self._known: Gathering[tuple[str, str], KnownRequest] = Gathering(self._look_up)
         self._settings = settings
+        self._time_to_pay = settings.time_to_pay
         self._now = now
         self._no_lookup_before = 0.0
+        self._pace = Pace(settings.gathering_ms / 1000)
 
     async def create(self, request: CreateOrderRequest, context: "Context") -> CreateOrderResponse:
         """Accepts an order; OK means that it is durable."""
+        await self._pace.turn()
         [result] = await self._take_in((request,), context)
         if isinstance(result, CallError):
             raise result
@@ -97,27 +102,37 @@ class OrderIntake:
             raise errors.invalid(violations, outcome="NOT_ACCEPTED")
         results = await self._take_in(request.requests, context)
         repeated = calls.was_tried_before(context)
-        return BatchCreateOrdersResponse(results=[_result(each, repeated=repeated) for each in results])
+        response = BatchCreateOrdersResponse()
+        for result in results:
+            if isinstance(result, CallError):
+                response.results.add(error=(result.as_repeat() if repeated else result).status())
+            else:
+                response.results.add().created.CopyFrom(result)
+        return response
 
     async def _take_in(self, requests: Sequence[CreateOrderRequest], context: "Context") -> list[Result]:
         """Returns what became of each, in their order."""
         deadline = asyncio.get_running_loop().time() + calls.time_left(context, self._settings)
         caller = calls.caller(context)
         intakes = [_Intake(request) for request in requests]
-        for number, intake in enumerate(intakes):
-            await _let_others_run(number)
+        for number, intake in enumerate(intakes, 1):
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
             _check(intake)
-        known = await self._look_up(caller, [each.request.request_id for each in intakes if each.result is None])
-        for number, intake in enumerate(intakes):
-            await _let_others_run(number)
+        wanted = [(caller, each.request.request_id) for each in intakes if each.fingerprint and each.request.request_id]
+        known = await self._known.look_all(wanted) if wanted else {}
+        correlation_id = calls.correlation_id(context, "")
+        for number, intake in enumerate(intakes, 1):
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
             if intake.result is None:
-                self._accept(intake, known.get(intake.request.request_id), caller, context)
+                self._accept(intake, known.get((caller, intake.request.request_id)), caller, correlation_id)
         await self._publish([each for each in intakes if each.result is None], deadline)
         results = [each.result for each in intakes if each.result is not None]
         assert len(results) == len(intakes)
         return results
 
-    def _accept(self, intake: _Intake, known: KnownRequest | None, caller: str, context: "Context") -> None:
+    def _accept(self, intake: _Intake, known: KnownRequest | None, caller: str, correlation_id: str) -> None:
         """Sets the result if nothing is to be published, else the record, and the response for when it is there."""
         request = intake.request
         if known is not None and known.fingerprint != intake.fingerprint:
@@ -128,14 +143,14 @@ class OrderIntake:
             intake.result = _as_if(order) if request.validate_only else _created(order)
             return
         order_id = "" if request.validate_only else order_id_for(caller, request.request_id, intake.fingerprint)
-        order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._settings.time_to_pay)
+        order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._time_to_pay)
         if request.validate_only:
             intake.result = _as_if(order)
             return
         details = OrderCreatedDetails(
             caller=caller, request_id=request.request_id, request_fingerprint=intake.fingerprint
         )
-        intake.correlation_id = calls.correlation_id(context, order_id)
+        intake.correlation_id = correlation_id or order_id
         event = events.order_created(order, details=details, correlation_id=intake.correlation_id)
         intake.record = envelope.encode(event)
         intake.response = _created(order)
@@ -164,24 +179,18 @@ class OrderIntake:
             fault_points.reached("W1")
             _log_accepted(intakes, accepted)
 
-    async def _look_up(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
+    async def _look_up(self, requests: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], KnownRequest]:
         """Returns those that were used before, none if that cannot be told soon: it never holds an order up."""
-        wanted = [each for each in request_ids if each]
         loop = asyncio.get_running_loop()
-        if not wanted or loop.time() < self._no_lookup_before:
+        if loop.time() < self._no_lookup_before:
             return {}
         try:
             async with asyncio.timeout(self._settings.request_lookup_timeout):
-                return await self._known_requests.find(caller, wanted)
+                return await self._known_requests.find(requests)
         except (DependencyDown, TimeoutError):
             self._no_lookup_before = loop.time() + _LOOKUP_BREAK_SECONDS
             log.warning("server.request_lookup.skipped")
             return {}
-
-
-async def _let_others_run(number: int) -> None:
-    if number % _AT_ONCE == _AT_ONCE - 1:
-        await asyncio.sleep(0)
 
 
 def _violations_of_batch(requests: Sequence[CreateOrderRequest]) -> list[Violation]:
@@ -190,11 +199,12 @@ def _violations_of_batch(requests: Sequence[CreateOrderRequest]) -> list[Violati
         return [Violation("requests", f"must have 1 to {MAX_BATCH} orders")]
     violations = []
     seen: set[str] = set()
+    validate_only = requests[0].validate_only
     for index, request in enumerate(requests):
-        if request.request_id and request.request_id in seen:
+        if (request_id := request.request_id) and request_id in seen:
             violations.append(Violation(f"requests[{index}].request_id", "stands in an earlier request of the batch"))
-        seen.add(request.request_id)
-        if request.validate_only != requests[0].validate_only:
+        seen.add(request_id)
+        if request.validate_only != validate_only:
             violations.append(Violation(f"requests[{index}].validate_only", "must be that of the first request"))
     return violations
 
@@ -236,7 +246,9 @@ def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
 
 
 def _created(order: Order) -> CreateOrderResponse:
-    return CreateOrderResponse(order=order, consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+    response = CreateOrderResponse(consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+    response.order.CopyFrom(order)
+    return response
 
 
 def _purged(request: CreateOrderRequest, left: Order) -> Order:
@@ -254,9 +266,3 @@ def _as_if(order: Order) -> CreateOrderResponse:
     response.order.ClearField("order_id")
     response.order.ClearField("etag")
     return response
-
-
-def _result(result: Result, *, repeated: bool) -> BatchCreateOrdersResult:
-    if isinstance(result, CallError):
-        return BatchCreateOrdersResult(error=(result.as_repeat() if repeated else result).status())
-    return BatchCreateOrdersResult(created=result)

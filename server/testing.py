@@ -327,13 +327,11 @@ class _MemoryRequests(KnownRequests):
     def __init__(self, store: _Store) -> None:
         self._store = store
 
-    async def find(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
+    async def find(self, requests: Collection[tuple[str, str]]) -> dict[tuple[str, str], KnownRequest]:
         return {
-            history[0].order_created.request_id: KnownRequest(
-                history[-1].order, history[0].order_created.request_fingerprint
-            )
+            request: KnownRequest(history[-1].order, created.request_fingerprint)
             for history in self._store.histories.values()
-            if history[0].order_created.caller == caller and history[0].order_created.request_id in request_ids
+            if (request := ((created := history[0].order_created).caller, created.request_id)) in requests
         }
 
 

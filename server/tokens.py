@@ -21,7 +21,7 @@ class ConsistencyToken:
 
     def encode(self) -> str:
         """Returns the text that callers keep."""
-        raw = _VERSION + uuid.UUID(self.order_id).bytes + self.revision.to_bytes(8, "big")
+        raw = _VERSION + bytes.fromhex(self.order_id.replace("-", "")) + self.revision.to_bytes(8, "big")
         return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
     @classmethod

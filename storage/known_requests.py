@@ -1,7 +1,7 @@
 """Which request_ids became which orders: what makes CreateOrder safe to repeat tells a repeat at once with it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from domain.orders import etag_of
@@ -32,25 +32,26 @@ class KnownRequests:
         """Uses the database's pool."""
         self._database = database
 
-    async def find(self, caller: str, request_ids: Sequence[str]) -> dict[str, KnownRequest]:
-        """Returns those of the caller's request_ids that were used before.
+    async def find(self, requests: Collection[tuple[str, str]]) -> dict[tuple[str, str], KnownRequest]:
+        """Returns those that were used before, of requests by caller and request_id.
 
         Raises:
             DependencyDown: PostgreSQL is away.
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "select request_id, fingerprint, order_requests.order_id as known_id, purged_status, purged_revision,"  # noqa: S608
-                f" {order_rows.COLUMNS} from order_requests"
+                "select order_requests.caller as asked_by, request_id, fingerprint,"  # noqa: S608
+                f" order_requests.order_id as known_id, purged_status, purged_revision, {order_rows.COLUMNS}"
+                " from unnest($1::text[], $2::text[]) as asked (caller, request_id)"
+                " join order_requests using (caller, request_id)"
                 " left join orders on orders.order_id = order_requests.order_id"
                 " left join (select order_id as purged_id, status as purged_status, revision as purged_revision"
                 " from order_tombstones) as purged on purged_id = order_requests.order_id"
-                " where order_requests.caller = $1 and request_id = any($2::text[])"
-                " and (content is not null or purged_status is not null)",
-                caller,
-                request_ids,
+                " where content is not null or purged_status is not null",
+                [caller for caller, _ in requests],
+                [request_id for _, request_id in requests],
             )
-        return {row["request_id"]: _known(row) for row in rows}
+        return {(row["asked_by"], row["request_id"]): _known(row) for row in rows}
 
 
 def _known(row: "asyncpg.Record") -> KnownRequest:

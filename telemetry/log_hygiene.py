@@ -19,11 +19,16 @@ _MULTILINE: Final = ("exception", "stack")
 def redacted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Takes e-mail addresses, phone and card numbers and tokens out of what we did not word ourselves.
 
-    Our own lines up to info hold ids only. Texts of errors and of libraries may quote what they choked on: asyncpg, for
-    one, shows the value.
+    Texts of errors and of libraries may quote what they choked on: asyncpg, for one, shows the value.
     """
-    ours = event.get("_from_structlog", False) and "exception" not in event and event.get("level") in ("debug", "info")
-    return event if ours else _redacted(event)
+    redacted_event: EventDict = _redacted(event)
+    return redacted_event
+
+
+def redacted_unless_ours(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Does so with our own lines, but for those up to info, which hold ids only."""
+    ours = event.get("level") in ("debug", "info") and "exception" not in event
+    return event if ours else redacted(logger, name, event)
 
 
 def on_one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

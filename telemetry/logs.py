@@ -1,10 +1,12 @@
 """Structured logs: one event name a line, ids as fields, never personal data."""
 
 import contextvars
+import datetime
+import json
 import logging
 import sys
 import time
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -119,47 +121,66 @@ def about(**fields: Any) -> None:
     _ABOUT.set(fields)
 
 
-def _with_subject(
-    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds what the line is about; what the line itself says holds."""
-    return {**fields, **event} if (fields := _ABOUT.get()) else event
+def _told_by(process: str) -> structlog.typing.Processor:
+    """Returns what completes every line: who says it, about what, in which trace, how grave it is, and when."""
+
+    def told(
+        _: structlog.typing.WrappedLogger, level: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if fields := _ABOUT.get():
+            event = {**fields, **event}  # what the line itself says holds
+        if "trace_id" not in event and (trace_id := tracing.trace_id()) != tracing.NO_TRACE:
+            event["trace_id"] = trace_id  # so that a line and its spans find each other
+        event["process"] = process
+        event["level"] = level
+        event["timestamp"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")[:26] + "Z"
+        return event
+
+    return told
 
 
-def _with_trace(
-    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds the current trace, so that a line and its spans find each other."""
-    if "trace_id" not in event and (trace_id := tracing.trace_id()) != tracing.NO_TRACE:
-        event["trace_id"] = trace_id
-    return event
+class _Lines:
+    """Writes our own lines where the libraries' go, between them, and without a record of `logging` for each.
+
+    A line that cannot be written is lost, as it is with `logging`: a full disk must not fail an order.
+    """
+
+    def __init__(self, handler: "logging.StreamHandler[Any]") -> None:
+        self._handler = handler
+
+    def msg(self, line: str) -> None:
+        self._handler.acquire()
+        try:
+            self._handler.stream.write(f"{line}\n")  # standard error flushes each line by itself
+        except (OSError, ValueError):
+            pass
+        finally:
+            self._handler.release()
+
+    debug = info = warning = error = critical = msg
 
 
 def configure(process: str, *, form: Literal["auto", "json", "console"], level: str) -> None:
     """Sets logging up for this process: everything goes to standard error, the libraries' lines included."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        _with_subject,
-        _with_trace,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    told = _told_by(process)
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else structlog.processors.JSONRenderer()
-    )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-        processors=[
-            structlog.processors.format_exc_info if console else _TRACEBACKS,
-            log_hygiene.redacted,
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *((log_hygiene.on_one_line,) if console else ()),  # JSON escapes by itself
-            renderer,
-        ],
-    )
+    tracebacks = structlog.processors.format_exc_info if console else _TRACEBACKS
+    written: list[structlog.typing.Processor] = [
+        *((log_hygiene.on_one_line,) if console else ()),  # JSON escapes by itself
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _as_json,
+    ]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[told, structlog.stdlib.add_logger_name],
+            processors=[
+                tracebacks,
+                log_hygiene.redacted,
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *written,
+            ],
+        )
+    )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in _NOISY:
         logger = logging.getLogger(name)
@@ -168,19 +189,21 @@ def configure(process: str, *, form: Literal["auto", "json", "console"], level: 
     for name in _LIBRARIES:
         logging.getLogger(name).addFilter(_RateLimit())
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[told, tracebacks, log_hygiene.redacted_unless_ours, *written],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _Lines(handler),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
 
 
-def get() -> structlog.stdlib.BoundLogger:
+_JSON: Final = json.JSONEncoder(default=repr)
+
+
+def _as_json(_: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict) -> str:
+    return _JSON.encode(event)
+
+
+def get() -> structlog.typing.FilteringBoundLogger:
     """Returns the logger."""
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,8 +33,19 @@ def run(main: Main) -> int:
         factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
     except ImportError:  # no wheels on this platform
         factory = None
+    _spare_garbage_collection()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_run(main))
+
+
+def _spare_garbage_collection() -> None:
+    """Leaves out what the imports made, which stays anyway: looking through it stopped everything for 0.1 s at a time.
+
+    And looks after 10,000 new objects instead of 700: most are gone by then.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 async def _run(main: Main) -> int:

@@ -97,7 +97,7 @@ def _extracted(headers: Headers) -> Context:
     carrier = {k: v.decode("ascii", "replace") for k, v in headers if k in _FIELDS and v is not None}
     if len(carrier) == 1 and (told := _span_context(carrier.get("traceparent", ""))) is not None:
         return trace.set_span_in_context(trace.NonRecordingSpan(told), Context())
-    context = _W3C.extract(carrier, Context())
+    context = _W3C.extract(carrier, Context()) if carrier else Context()
     if _tracer is None and not trace.get_current_span(context).get_span_context().is_valid:
         context = trace.set_span_in_context(trace.NonRecordingSpan(_new_trace()), context)
     return context

@@ -59,7 +59,7 @@ CALLS: dict[str, Call] = {
     "view": lambda database: OrderViews(database).get(an_id()),
     "revision": lambda database: OrderViews(database).revision(an_id()),
     "history": lambda database: OrderViews(database).history(an_id()),
-    "request": lambda database: KnownRequests(database).find("c", ["r"]),
+    "request": lambda database: KnownRequests(database).find([("c", "r")]),
     "list": lambda database: OrderViews(database).page(A_LIST, size=1),
     "entries": lambda database: OrderHistory(database).page(an_id(), size=1, after=None),
     "runs": lambda database: OrderHistory(database).runs([(an_id(), 1)]),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, cast
 
 import grpc
@@ -55,9 +55,9 @@ class Counting(KnownRequests):
 
     asked = 0
 
-    async def find(self, caller: str, request_ids: Sequence[str]) -> Any:
+    async def find(self, requests: Collection[tuple[str, str]]) -> Any:
         self.asked += 1
-        return await super().find(caller, request_ids)
+        return await super().find(requests)
 
 
 class Ingress:

@@ -191,14 +191,14 @@ async def test_repeated_create_order_is_answered_from_the_tombstone(database: Da
             "insert into order_requests values ($1, 'r-1', $2, $3)", CALLER, life.order_id, b"fingerprint"
         )
     known_requests = KnownRequests(database)
-    [before] = (await known_requests.find(CALLER, ["r-1"])).values()
+    [before] = (await known_requests.find([(CALLER, "r-1")])).values()
     await purge(database)
-    [after] = (await known_requests.find(CALLER, ["r-1"])).values()
+    [after] = (await known_requests.find([(CALLER, "r-1")])).values()
     assert not before.is_purged
     assert (after.is_purged, after.fingerprint) == (True, before.fingerprint)
     for field in ("order_id", "status", "revision", "etag"):
         assert getattr(after.order, field) == getattr(before.order, field), field
-    assert await known_requests.find("stranger", ["r-1"]) == {}
+    assert await known_requests.find([("stranger", "r-1")]) == {}
 
 
 async def test_reads_tell_an_order_that_was_purged_from_one_that_never_was(database: Database) -> None:

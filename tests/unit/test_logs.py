@@ -1,6 +1,7 @@
 """A log line finds its trace, and names and levels hold."""
 
 import asyncio
+import errno
 import io
 import json
 import re
@@ -23,9 +24,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    with structlog.contextvars.bound_contextvars():
-        logs.configure("test", form="json", level="INFO")
-        yield stream
+    logs.configure("test", form="json", level="INFO")
+    yield stream
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -62,6 +62,39 @@ async def test_a_line_says_what_its_task_is_about(lines: io.StringIO) -> None:
     structlog.get_logger().info("elsewhere")
     told = [(line["event"], line.get("order_id"), line.get("offset")) for line in written(lines)]
     assert told == [("handled", "a", 2), ("handled", "b", 2), ("elsewhere", None, None)]
+
+
+class Full(io.StringIO):
+    """A standard error with no room left."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+
+def test_a_line_that_cannot_be_written_fails_nothing(lines: io.StringIO) -> None:
+    import logging
+
+    logging.getLogger().handlers[0].stream = Full()  # type: ignore[attr-defined]
+    structlog.get_logger().info("lost")
+    logging.getLogger().handlers[0].stream = lines  # type: ignore[attr-defined]
+    structlog.get_logger().info("written")
+    assert [line["event"] for line in written(lines)] == ["written"]
+
+
+def test_what_is_below_the_level_is_not_written(lines: io.StringIO) -> None:
+    structlog.get_logger().debug("too small")
+    assert written(lines) == []
+
+
+def test_lines_of_libraries_and_our_own_say_the_same_beside_what_happened(lines: io.StringIO) -> None:
+    import logging
+
+    with tracing.continued([CALLER]):
+        structlog.get_logger().warning("ours")
+        logging.getLogger("some.library").warning("theirs")
+    ours, theirs = written(lines)
+    assert set(theirs) == {*ours, "logger"}
+    assert all(ours[each] == theirs[each] for each in ("process", "level", "trace_id"))
 
 
 def test_the_exporters_own_lines_come_once_in_a_while(lines: io.StringIO) -> None:

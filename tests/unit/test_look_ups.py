@@ -1,0 +1,83 @@
+"""Look-ups that are asked for one by one and made many at a time."""
+
+import asyncio
+from collections.abc import Collection
+
+import pytest
+
+from server.gathering import Gathering
+
+
+class Store:
+    """Has each key doubled; odd keys have nothing, 13 breaks a query."""
+
+    def __init__(self) -> None:
+        self.queries: list[list[int]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, keys: Collection[int]) -> dict[int, int]:
+        self.queries.append(list(keys))
+        await self.open.wait()
+        if 13 in keys:
+            raise RuntimeError("broken")
+        return {key: 2 * key for key in keys if key % 2 == 0}
+
+
+async def asked(store: Store) -> None:
+    async with asyncio.timeout(5):
+        while not store.queries:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+
+
+async def test_who_asks_while_a_query_is_under_way_shares_the_next() -> None:
+    store = Store()
+    store.open.clear()
+    look_ups: Gathering[int, int] = Gathering(store)
+    first = asyncio.create_task(look_ups.look(2))
+    await asked(store)
+    others = [asyncio.create_task(look_ups.look(key)) for key in (4, 3, 4)]
+    many = asyncio.create_task(look_ups.look_all([6, 3]))
+    await asyncio.sleep(0)
+    store.open.set()
+    assert await asyncio.gather(first, *others) == [4, 8, None, 8]
+    found = await many
+    assert (found.get(6), found.get(3)) == (12, None)
+    assert store.queries == [[2], [4, 3, 6]]
+
+
+async def test_a_query_that_fails_fails_those_who_share_it_and_nobody_else() -> None:
+    store = Store()
+    look_ups: Gathering[int, int] = Gathering(store)
+    with pytest.raises(RuntimeError, match="broken"):
+        await look_ups.look_all([2, 13])
+    assert await look_ups.look(2) == 4
+
+
+async def test_who_gave_up_is_not_asked_for() -> None:
+    store = Store()
+    store.open.clear()
+    look_ups: Gathering[int, int] = Gathering(store)
+    first = asyncio.create_task(look_ups.look(2))
+    await asked(store)
+    over, waiting = asyncio.create_task(look_ups.look(8)), asyncio.create_task(look_ups.look(4))
+    await asyncio.sleep(0)
+    over.cancel()
+    first.cancel()
+    await asyncio.wait([over, first])
+    store.open.set()
+    assert await waiting == 8
+    assert store.queries == [[2], [4]]
+
+
+async def test_a_query_has_a_limit_of_keys_and_the_rest_comes_next() -> None:
+    store = Store()
+    store.open.clear()
+    look_ups: Gathering[int, int] = Gathering(store)
+    first = asyncio.create_task(look_ups.look(2))
+    await asked(store)
+    batches = [asyncio.create_task(look_ups.look_all(range(n * 500, n * 500 + 500))) for n in range(5)]
+    await asyncio.sleep(0)
+    store.open.set()
+    await asyncio.gather(first, *batches)
+    assert [len(query) for query in store.queries] == [1, 1000, 1000, 500]
