@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextvars
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from domain.failures import DependencyDown
@@ -34,15 +34,18 @@ class Gathering(Generic[Call, Answer]):
         most: int,
         weigh: Callable[[Call], int],
         heaviest: int,
+        about: Callable[[Call], Hashable] | None = None,
     ) -> None:
         """`together` returns an answer for each call; all of it has an effect, or, if it raises, nothing.
 
-        A gathering has at most `most` calls that weigh at most `heaviest`; a call that is heavier goes alone.
+        A gathering has at most `most` calls that weigh at most `heaviest`; a call that is heavier goes alone. No two
+        are about the same: the second, and what came after it, waits for the next gathering.
         """
         self._together = together
         self._most = most
         self._weigh = weigh
         self._heaviest = heaviest
+        self._about = about
         self._waiting: collections.deque[_Waiting[Call, Answer]] = collections.deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -75,6 +78,7 @@ class Gathering(Generic[Call, Answer]):
     def _next(self) -> list[_Waiting[Call, Answer]]:
         gathered: list[_Waiting[Call, Answer]] = []
         weight = 0
+        subjects = set[Hashable]()
         while self._waiting and len(gathered) < self._most:
             if self._waiting[0].answer.done():  # its caller was cancelled
                 self._waiting.popleft()
@@ -82,6 +86,11 @@ class Gathering(Generic[Call, Answer]):
             weight += self._weigh(self._waiting[0].call)
             if gathered and weight > self._heaviest:
                 break
+            if self._about is not None:
+                subject = self._about(self._waiting[0].call)
+                if subject in subjects:
+                    break
+                subjects.add(subject)
             gathered.append(self._waiting.popleft())
         return gathered
 

@@ -123,6 +123,16 @@ async def find_owned(connection: "Connection", order_id: str) -> tuple[Order, st
     return (order_of(row), row["caller"]) if row else None
 
 
+async def lock_all(connection: "Connection", order_ids: Collection[str]) -> dict[str, str]:
+    """Locks the rows of orders until the transaction ends. Returns who placed each that has one, by their ids."""
+    rows = await connection.fetch(
+        "select order_id, caller from orders where order_id = any($1::uuid[])"
+        " order by order_id for no key update",  # one lock order everywhere
+        list(order_ids),
+    )
+    return {str(row["order_id"]): row["caller"] for row in rows}
+
+
 async def change(connection: "Connection", order: Order, *, now: datetime.datetime) -> Order:
     """Writes what was changed of an order that was found with its row locked: statuses, reason, shipment, refunded.
 

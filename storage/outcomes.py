@@ -32,6 +32,9 @@ DecisionOfAll = Callable[["Connection", Sequence[Delivery]], Awaitable[list[list
 Effect = Callable[["Connection", OrderEvent], Awaitable[None]]
 """What an event that was decided does besides, in the same transaction."""
 
+EffectOfAll = Callable[["Connection", Sequence[OrderEvent]], Awaitable[None]]
+"""What the events that were decided together do besides, in the same transaction."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
@@ -155,9 +158,9 @@ async def decide(
 
 
 async def decide_all(
-    database: Database, deliveries: Sequence[Delivery], decision: DecisionOfAll
+    database: Database, deliveries: Sequence[Delivery], decision: DecisionOfAll, *, last: EffectOfAll | None = None
 ) -> list[list[OrderEvent] | StoredOutcome]:
-    """Decides records in one transaction, each as `decide` would, in their order.
+    """Decides records in one transaction, each as `decide` would, in their order; `last` is done for all at once.
 
     Returns for each the events that were decided, or a stored outcome for the caller to `obey`. `decision` is handed
     those that have none; of several with the same event the first, and the others obey its outcome.
@@ -167,16 +170,14 @@ async def decide_all(
     """
     while True:
         try:
-            async with database.transaction() as connection:
-                # A plan made while the tables were small would be kept, and read the whole of them when they are not.
-                await connection.execute("set local plan_cache_mode = force_custom_plan")
-                return await _decided(connection, deliveries, decision)
+            async with database.transaction_of_many() as connection:
+                return await _decided(connection, deliveries, decision, last)
         except _StoredMeanwhileError:
             continue  # that outcome is committed, so the next look finds and obeys it
 
 
 async def _decided(
-    connection: "Connection", deliveries: Sequence[Delivery], decision: DecisionOfAll
+    connection: "Connection", deliveries: Sequence[Delivery], decision: DecisionOfAll, last: EffectOfAll | None
 ) -> list[list[OrderEvent] | StoredOutcome]:
     stored = await _find_all(connection, deliveries)
     fresh: dict[tuple[str, str], Delivery] = {}
@@ -190,6 +191,8 @@ async def _decided(
     for key, each in fresh.items():
         stored[key] = _kept(each.coordinates, decided[key])
     await _store(connection, list(fresh.values()), [stored[key] for key in fresh])
+    if last is not None:
+        await last(connection, list(itertools.chain.from_iterable(events)))
     return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
 
 

@@ -2,20 +2,25 @@
 
 import dataclasses
 import datetime
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal
 
 from domain import events
 from domain.failures import Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
-from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import LineItem, Money, Order, OrderStatus, PaymentStatus
 from storage import forgotten, order_rows, outcomes, stock
 from storage.database import Database
-from storage.outcomes import Settled
+from storage.gathering import Gathering
+from storage.outcomes import Decision, Settled, StoredOutcome
 
 if TYPE_CHECKING:
     from storage.database import Connection
+
+_MOST: Final = 200
+_HEAVIEST: Final = 4 * 1024 * 1024  # bytes: orders are read whole and events written, and a statement has but seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +38,39 @@ class ChargeIntent:
     first_send_time: datetime.datetime | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the gateway says of the charge that a record is about. Without a reason to decline it was approved."""
+
+    delivery: Delivery
+    reference: str
+    decline_reason: str | None = None
+
+
+class _NoCharge(enum.Enum):
+    """Why nothing is to be charged."""
+
+    NO_ROW = enum.auto()
+    SETTLED = enum.auto()  # the order, for good, or the record
+
+
 class PaymentDecisions:
-    """Decisions on charges."""
+    """Decisions on charges: those that arrive together in one transaction, first their intents, then their answers."""
 
     def __init__(self, database: Database, *, now: Callable[[], datetime.datetime]) -> None:
         """Uses the database's pool."""
         self._database = database
         self._now = now
+        self._intents: Gathering[Delivery, ChargeIntent | _NoCharge] = Gathering(
+            self._intend_all, most=_MOST, weigh=_size, heaviest=_HEAVIEST, about=_order_id
+        )
+        self._answers: Gathering[_Answer, list[OrderEvent] | StoredOutcome] = Gathering(
+            self._book_all,
+            most=_MOST,
+            weigh=lambda answer: _size(answer.delivery),
+            heaviest=_HEAVIEST,
+            about=lambda answer: _order_id(answer.delivery),
+        )
 
     async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
         """Stores the intent to charge, with the time of the first send, and returns it; or what is decided already.
@@ -50,45 +81,60 @@ class PaymentDecisions:
             Transient: the order has no row.
             DependencyDown: PostgreSQL is away.
         """
-        order_id = delivery.event.order.order_id
-        async with self._database.transaction() as connection:
-            decided = await outcomes.obeyed(connection, delivery)
-            if decided is not None:
-                return Settled(decided)
-            order = await order_rows.find(connection, order_id, lock=True)
-            if order is None and not await forgotten.is_purged(connection, order_id):
-                raise Transient("ORDER_UNKNOWN", "the order has no row")
-            if order is not None and order.status == OrderStatus.ORDER_STATUS_PROCESSING:
-                return await self._intend(connection, order)
-        return Settled(await outcomes.decide(self._database, delivery, _nothing))
+        # The transaction is that of many orders; to each of them it is the time that it waited and took.
+        with self._database.span("transaction"):
+            intent = await self._intents.ask(delivery)
+        match intent:
+            case _NoCharge.NO_ROW:
+                return Settled(await outcomes.decide(self._database, delivery, _purged(delivery)))
+            case _NoCharge.SETTLED:
+                return Settled(await self.undecided(delivery))
+        return intent
 
-    async def _intend(self, connection: "Connection", order: Order) -> ChargeIntent:
+    async def _intend_all(self, deliveries: Sequence[Delivery]) -> list[ChargeIntent | _NoCharge]:
+        async with self._database.transaction_of_many() as connection:
+            found = await _lock_unpaid(connection, deliveries)
+            orders = {order_id: order for order_id, order in found.items() if isinstance(order, Order)}
+            intents = await self._intend(connection, orders) if orders else {}
+        answers: dict[str, ChargeIntent | _NoCharge] = {
+            order_id: intents[order_id] if isinstance(order, Order) else order for order_id, order in found.items()
+        }
+        return [answers.get(_order_id(each), _NoCharge.NO_ROW) for each in deliveries]
+
+    async def _intend(self, connection: "Connection", orders: Mapping[str, Order]) -> dict[str, ChargeIntent]:
         now = self._now()
-        row = await connection.fetchrow(
+        rows = await connection.fetch(
             "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
-            " update_time) values ($1, $2, 'intended', $3, $4, $5, $5)"
-            " on conflict (order_id) do nothing returning idempotency_key",
-            order.order_id,
-            f"charge-{order.order_id}",
-            order.total.amount_minor,
-            order.total.currency_code,
+            " update_time) select order_id, idempotency_key, 'intended', amount_minor, currency_code, $5, $5"
+            " from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[])"
+            " as intent (order_id, idempotency_key, amount_minor, currency_code)"
+            " order by order_id"  # one lock order everywhere
+            " on conflict (order_id) do nothing"
+            " returning order_id, idempotency_key, null::timestamptz as sent_before",
+            list(orders),
+            [f"charge-{order_id}" for order_id in orders],
+            [order.total.amount_minor for order in orders.values()],
+            [order.total.currency_code for order in orders.values()],
             now,
         )
-        sent_before = None
-        if row is None:
-            row = await connection.fetchrow(
-                "select idempotency_key, first_send_time from payments where order_id = $1", order.order_id
-            )
-            assert row is not None
-            sent_before = row["first_send_time"]
+        if len(rows) < len(orders):
             # update_time tells the last who intended to send: only that one may take its send back.
-            await connection.execute(
-                "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
-                " where order_id = $1",
-                order.order_id,
+            rows += await connection.fetch(
+                "update payments set first_send_time = coalesce(payments.first_send_time, $2), update_time = $2"
+                " from (select order_id, first_send_time as sent_before from payments where order_id = any($1::uuid[])"
+                " order by order_id for no key update) as before where payments.order_id = before.order_id"
+                " returning payments.order_id, idempotency_key, sent_before",
+                list(orders.keys() - {str(row["order_id"]) for row in rows}),
                 now,
             )
-        return ChargeIntent(order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before)
+        intents = {}
+        for row in rows:
+            order_id = str(row["order_id"])
+            order = orders[order_id]
+            intents[order_id] = ChargeIntent(
+                order_id, row["idempotency_key"], order.total, order.payment_method, now, row["sent_before"]
+            )
+        return intents
 
     async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
         """Returns the key of the charge that a PAYMENT_REPORTED is about, if it is not decided; or what is decided.
@@ -148,23 +194,7 @@ class PaymentDecisions:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
-
-        async def decision(connection: "Connection") -> list[OrderEvent]:
-            now = self._now()
-            order = await order_rows.move(
-                connection,
-                delivery.event.order.order_id,
-                OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID,
-                payment_status=PaymentStatus.PAYMENT_STATUS_CAPTURED,
-                now=now,
-            )
-            await book_capture(connection, delivery.event.order.order_id, gateway_reference, now)
-            if order is None:
-                return []
-            details = OrderPaidDetails(gateway_reference=gateway_reference, amount=order.total)
-            return [events.order_paid(delivery, order, details, owner=await _owner(connection, delivery))]
-
-        return await outcomes.decide(self._database, delivery, decision, last=_sell)
+        return await self._booked(_Answer(delivery, gateway_reference))
 
     async def declined(self, delivery: Delivery, *, reason: str, gateway_reference: str) -> list[OrderEvent]:
         """Books a declined charge: the order is PAYMENT_FAILED, its stock given back. Returns the events to emit.
@@ -172,31 +202,52 @@ class PaymentDecisions:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
+        return await self._booked(_Answer(delivery, gateway_reference, reason))
 
-        async def decision(connection: "Connection") -> list[OrderEvent]:
-            now = self._now()
-            order = await order_rows.move(
+    async def _booked(self, answer: _Answer) -> list[OrderEvent]:
+        with self._database.span("transaction"):
+            decided = await self._answers.ask(answer)
+        return outcomes.obey(decided, answer.delivery) if isinstance(decided, StoredOutcome) else decided
+
+    async def _book_all(self, answers: Sequence[_Answer]) -> list[list[OrderEvent] | StoredOutcome]:
+        by_order = {_order_id(answer.delivery): answer for answer in answers}
+
+        async def decision(connection: "Connection", deliveries: Sequence[Delivery]) -> list[list[OrderEvent]]:
+            return await self._book(connection, [by_order[_order_id(delivery)] for delivery in deliveries])
+
+        return await outcomes.decide_all(
+            self._database, [answer.delivery for answer in answers], decision, last=_settle_stock
+        )
+
+    async def _book(self, connection: "Connection", answers: Sequence[_Answer]) -> list[list[OrderEvent]]:
+        now = self._now()
+        owners = await order_rows.lock_all(connection, [_order_id(answer.delivery) for answer in answers])
+        approved, declined = dict[str, str](), dict[str, tuple[str, str]]()
+        for answer in answers:
+            if answer.decline_reason is None:
+                approved[_order_id(answer.delivery)] = answer.reference
+            else:
+                declined[_order_id(answer.delivery)] = answer.decline_reason, answer.reference
+        moved: dict[str, Order] = {}
+        if approved:
+            moved |= await order_rows.move_all(
                 connection,
-                delivery.event.order.order_id,
-                OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED,
-                payment_status=PaymentStatus.PAYMENT_STATUS_DECLINED,
-                failure_reason=reason,
+                OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID,
+                dict.fromkeys(approved, ""),
+                payment_status=PaymentStatus.PAYMENT_STATUS_CAPTURED,
                 now=now,
             )
-            await connection.execute(
-                "update payments set state = 'declined', decline_reason = $2, gateway_reference = $3, update_time = $4"
-                " where order_id = $1",
-                delivery.event.order.order_id,
-                reason,
-                gateway_reference,
-                now,
+            await book_captures(connection, approved, now)
+        if declined:
+            moved |= await order_rows.move_all(
+                connection,
+                OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED,
+                {order_id: reason for order_id, (reason, _) in declined.items()},
+                payment_status=PaymentStatus.PAYMENT_STATUS_DECLINED,
+                now=now,
             )
-            if order is None:
-                return []
-            details = PaymentFailedDetails(reason=reason, gateway_reference=gateway_reference)
-            return [events.payment_failed(delivery, order, details, owner=await _owner(connection, delivery))]
-
-        return await outcomes.decide(self._database, delivery, decision, last=_give_back)
+            await _book_declines(connection, declined, now)
+        return [_told(answer, moved.get(_order_id(answer.delivery)), owners) for answer in answers]
 
     async def unknown(self, delivery: Delivery) -> None:
         """Records that the gateway answered and that did not settle the charge. No outcome: a replay goes on from it.
@@ -218,34 +269,97 @@ class PaymentDecisions:
             )
 
 
-async def book_capture(connection: "Connection", order_id: str, gateway_reference: str, now: datetime.datetime) -> None:
-    """Books an approved charge, once. Found closed, it is due to be given back: who closed it saw no charge."""
+async def book_captures(connection: "Connection", references: Mapping[str, str], now: datetime.datetime) -> None:
+    """Books approved charges, each once, with the gateway's references by order ids. The orders' rows must be locked.
+
+    Found closed, a charge is due to be given back: who closed it saw none.
+    """
     await connection.execute(
         "with booked as (update payments set refund_due = refund_due or state = 'closed', state = 'captured',"
-        " gateway_reference = $2, update_time = $3 where order_id = $1 returning amount_minor, currency_code)"
+        " gateway_reference = reference, update_time = $3"
+        " from unnest($1::uuid[], $2::text[]) as approved (approved_id, reference) where order_id = approved_id"
+        " returning order_id, amount_minor, currency_code, reference)"
         " insert into payment_entries (order_id, kind, amount_minor, currency_code, gateway_reference, entry_time)"
-        " select $1, 'capture', amount_minor, currency_code, $2, $3 from booked on conflict do nothing",
-        order_id,
-        gateway_reference,
+        " select order_id, 'capture', amount_minor, currency_code, reference, $3 from booked order by order_id"
+        " on conflict do nothing",
+        list(references),
+        list(references.values()),
         now,
     )
 
 
-async def _owner(connection: "Connection", delivery: Delivery) -> str:
-    """Returns who placed the order: the record says it, unless it is a report."""
-    owner: str = delivery.event.metadata.caller or await connection.fetchval(
-        "select caller from orders where order_id = $1", delivery.event.order.order_id
+async def _book_declines(
+    connection: "Connection", declined: Mapping[str, tuple[str, str]], now: datetime.datetime
+) -> None:
+    await connection.execute(
+        "update payments set state = 'declined', decline_reason = reason, gateway_reference = reference,"
+        " update_time = $4 from unnest($1::uuid[], $2::text[], $3::text[]) as declined (declined_id, reason, reference)"
+        " where order_id = declined_id",
+        list(declined),
+        [reason for reason, _ in declined.values()],
+        [reference for _, reference in declined.values()],
+        now,
     )
-    return owner
+
+
+async def _lock_unpaid(
+    connection: "Connection", deliveries: Sequence[Delivery]
+) -> dict[str, Order | Literal[_NoCharge.SETTLED]]:
+    """Locks the rows of records' orders. Returns those that are due, as placed, by their ids; none without a row."""
+    rows = await connection.fetch(
+        "select orders.order_id, status = $4 and not exists (select from outcomes"
+        " where outcomes.group_name = asked.group_name and outcomes.event_id = asked.event_id) as is_due, content"
+        " from unnest($1::uuid[], $2::text[], $3::uuid[]) as asked (order_id, group_name, event_id)"
+        " join orders using (order_id)"
+        " order by orders.order_id for no key update of orders",  # one lock order everywhere
+        [_order_id(each) for each in deliveries],
+        [each.group for each in deliveries],
+        [each.event.event_id for each in deliveries],
+        OrderStatus.ORDER_STATUS_PROCESSING,
+    )
+    return {
+        str(row["order_id"]): Order.FromString(row["content"]) if row["is_due"] else _NoCharge.SETTLED for row in rows
+    }
+
+
+def _told(answer: _Answer, order: Order | None, owners: Mapping[str, str]) -> list[OrderEvent]:
+    """Returns the events to emit: none of an order that was not moved."""
+    if order is None:
+        return []
+    # The record says who placed the order, unless it is a report.
+    owner = answer.delivery.event.metadata.caller or owners[order.order_id]
+    if answer.decline_reason is None:
+        paid = OrderPaidDetails(gateway_reference=answer.reference, amount=order.total)
+        return [events.order_paid(answer.delivery, order, paid, owner=owner)]
+    failed = PaymentFailedDetails(reason=answer.decline_reason, gateway_reference=answer.reference)
+    return [events.payment_failed(answer.delivery, order, failed, owner=owner)]
+
+
+async def _settle_stock(connection: "Connection", decided: Sequence[OrderEvent]) -> None:
+    """Moves what the orders hold. Last of all: everybody else who wants a hot SKU waits from here to the commit."""
+    sold, given_back = list[LineItem](), list[LineItem]()
+    for event in decided:
+        (sold if event.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID else given_back).extend(event.order.items)
+    if decided:
+        await stock.settle(connection, sold=sold, given_back=given_back)
+
+
+def _purged(delivery: Delivery) -> Decision:
+    async def decision(connection: "Connection") -> list[OrderEvent]:
+        if not await forgotten.is_purged(connection, _order_id(delivery)):
+            raise Transient("ORDER_UNKNOWN", "the order has no row")
+        return []
+
+    return decision
 
 
 async def _nothing(_: "Connection") -> list[OrderEvent]:
     return []
 
 
-async def _sell(connection: "Connection", paid: OrderEvent) -> None:
-    await stock.sell(connection, paid.order.items)
+def _order_id(delivery: Delivery) -> str:
+    return delivery.event.order.order_id
 
 
-async def _give_back(connection: "Connection", failed: OrderEvent) -> None:
-    await stock.give_back(connection, failed.order.items)
+def _size(delivery: Delivery) -> int:
+    return delivery.event.ByteSize()

@@ -14,7 +14,7 @@ from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus
 from storage import command_answers, dead_letters, forgotten, order_rows, outcomes
 from storage.database import Database
 from storage.outcomes import Settled
-from storage.payment_decisions import book_capture
+from storage.payment_decisions import book_captures
 
 if TYPE_CHECKING:
     from storage.database import Connection
@@ -97,7 +97,7 @@ class RefundDecisions:
             order = await order_rows.find(connection, order_id, lock=True)
             assert order is not None
             if approved:
-                await book_capture(connection, order_id, gateway_reference, self._now())
+                await book_captures(connection, {order_id: gateway_reference}, self._now())
             else:
                 await connection.execute(
                     "update payments set state = $2, update_time = $3"

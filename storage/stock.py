@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -58,9 +58,20 @@ async def hold(connection: "Connection", items: Iterable[LineItem]) -> None:
         raise ShortageError from error
 
 
-async def sell(connection: "Connection", items: Iterable[LineItem]) -> None:
-    """Turns what the items hold into sold."""
-    await _move_locked(connection, _units(items), "held = held - quantity, sold = sold + quantity")
+async def settle(connection: "Connection", *, sold: Sequence[LineItem], given_back: Sequence[LineItem]) -> None:
+    """Turns what items hold into sold, and gives back what others do, of however many orders."""
+    sells, returns = _units(sold), _units(given_back)
+    skus = list(sells.keys() | returns.keys())
+    await lock(connection, skus)
+    moved = await connection.execute(
+        "update stock set held = held - sells - returns, sold = sold + sells, available = available + returns"
+        " from unnest($1::text[], $2::bigint[], $3::bigint[]) as moved (sku, sells, returns)"
+        " where stock.sku = moved.sku",
+        skus,
+        [sells[sku] for sku in skus],
+        [returns[sku] for sku in skus],
+    )
+    _check(moved, skus)
 
 
 async def give_back(connection: "Connection", items: Iterable[LineItem]) -> None:
@@ -93,7 +104,11 @@ async def _move(connection: "Connection", units: Mapping[str, int], change: str)
         list(units),
         list(units.values()),
     )
-    assert moved == f"UPDATE {len(units)}", "a SKU that was ordered has no row any more"
+    _check(moved, units)
+
+
+def _check(moved: str, skus: Collection[str]) -> None:
+    assert moved == f"UPDATE {len(skus)}", "a SKU that was ordered has no row any more"
 
 
 class UnknownSkuError(Exception):

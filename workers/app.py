@@ -229,7 +229,7 @@ def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":
         fail_max=settings.gateway.breaker_failures,
         reset_timeout=settings.gateway.breaker_reset_seconds,
         on_transition=changed,
-        on_call=lambda outcome: metrics.BREAKER_CALLS.labels("gateway", outcome).inc(),
+        on_call=lambda outcome: metrics.of(metrics.BREAKER_CALLS, "gateway", outcome).inc(),
     )
 
 

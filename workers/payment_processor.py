@@ -171,9 +171,9 @@ async def settle_reported(
 
 async def _booked(delivery: Delivery, answer: Charge, decisions: PaymentDecisions) -> Sequence[OrderEvent]:
     if answer.approved:
-        metrics.PAYMENTS.labels("captured").inc()
+        metrics.of(metrics.PAYMENTS, "captured").inc()
         return await decisions.captured(delivery, gateway_reference=answer.reference)
-    metrics.PAYMENTS.labels("declined").inc()
+    metrics.of(metrics.PAYMENTS, "declined").inc()
     return await decisions.declined(delivery, reason=answer.decline_reason, gateway_reference=answer.reference)
 
 

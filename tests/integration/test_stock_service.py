@@ -48,7 +48,7 @@ async def test_units_and_prices_are_set_changed_and_read(stub: Any, database: Da
     assert set_to.level == StockLevel(sku=sku, available=10)
     async with database.transaction() as connection:
         await stock.hold(connection, [an_item(sku, 4)])
-        await stock.sell(connection, [an_item(sku, 1)])
+        await stock.settle(connection, sold=[an_item(sku, 1)], given_back=[])
     adjusted = await stub.AdjustStock(AdjustStockRequest(sku=sku, delta=-6, request_id=an_id()))
     assert adjusted.level == StockLevel(sku=sku, available=0, held=3, sold=1)
     price = Money(currency_code="EUR", amount_minor=1999)

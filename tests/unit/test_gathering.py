@@ -70,6 +70,21 @@ async def test_a_gathering_has_bounds() -> None:
     assert together.gatherings == [[1, 1, 1], [1, 5], [5], [50], [1, 9]]
 
 
+async def test_no_two_of_a_gathering_are_about_the_same() -> None:
+    gatherings: list[list[str]] = []
+
+    async def together(calls: Sequence[str]) -> list[str]:
+        gatherings.append(list(calls))
+        return [call.upper() for call in calls]
+
+    gathering: Gathering[str, str] = Gathering(
+        together, most=100, weigh=len, heaviest=100, about=lambda call: call.partition(".")[0]
+    )
+    calls = ["a.1", "b.1", "a.2", "c.1", "a.3", "b.2"]
+    assert await asyncio.gather(*map(gathering.ask, calls)) == [call.upper() for call in calls]
+    assert gatherings == [["a.1", "b.1"], ["a.2", "c.1"], ["a.3", "b.2"]]
+
+
 async def test_a_bad_call_fails_alone() -> None:
     together = Together()
     bad = ValueError("bad")

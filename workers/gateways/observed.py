@@ -88,7 +88,8 @@ async def _observed(operation: str, call: Awaitable[_Result], outcome_of: Callab
             finally:
                 span.set("orderflow.outcome", outcome)
     finally:
-        metrics.GATEWAY_DURATION.labels(operation, outcome).observe(time.perf_counter() - started, tracing.exemplar())
+        duration = metrics.of(metrics.GATEWAY_DURATION, operation, outcome)
+        duration.observe(time.perf_counter() - started, tracing.exemplar())
 
 
 def _found(what: Charge | Refund | None) -> str:
