@@ -64,9 +64,8 @@ async def _to_blank(connection: "Connection", unreadable: Sequence[tuple[Coordin
 
 
 def _is_erased(order: Order, found: Mapping[str, Erasure]) -> bool:
-    erased = found.get(order.user_id)
     # Where the user id was contact data itself, the row does not have it any more.
-    return erasure.is_pseudonym(order.user_id) or (erased is not None and erased.covers(order))
+    return erasure.is_pseudonym(order.user_id) or erasures.covered(found, order)
 
 
 async def record(connection: "Connection", gone: Iterable[Coordinates], *, dead_letters: Sequence[Coordinates]) -> None:

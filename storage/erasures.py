@@ -66,6 +66,12 @@ def clear(found: Mapping[str, Erasure], orders: Iterable[Order]) -> list[Order]:
     return cleared
 
 
+def covered(found: Mapping[str, Erasure], order: Order) -> bool:
+    """Whether one of the erasures, by user, covers the order."""
+    erased = found.get(order.user_id)
+    return erased is not None and erased.covers(order)
+
+
 async def clear_history(connection: "Connection", found: Mapping[str, Erasure], order_ids: Sequence[str]) -> int:
     """Clears the events of orders that are projected already. Returns how many had anything to clear."""
     rows = await connection.fetch(

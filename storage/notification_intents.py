@@ -1,7 +1,10 @@
-"""What the notification service intends and decides: one send per (event, channel)."""
+"""What the notification service intends and decides: one send per (event, channel).
 
-import datetime
-from typing import TYPE_CHECKING, Final
+Calls that arrive together share a transaction. Each is answered as if it had come alone, and only after the commit.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from domain.erasure import UserErased
 from domain.records import Delivery
@@ -9,19 +12,24 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import NotificationChannel
 from storage import erasures, outcomes
 from storage.database import Database
-from storage.outcomes import Settled
+from storage.gathering import Gathering
+from storage.outcomes import Settled, StoredOutcome
 
 if TYPE_CHECKING:
     from storage.database import Connection
 
-_INTEND: Final = (
-    "with erased as (select true from erasures cross join user_hash_keys"  # noqa: S608 - constants
-    f" where user_hash = {erasures.hash_of('$4::text')} and before_time > $5),"
-    " intent as (insert into notification_intents (event_id, channel, message_id)"
-    " select $1::uuid, $2::smallint, $3::text where not exists (select from erased)"
-    " on conflict do nothing returning true)"
-    " select exists (select from erased) as is_erased, exists (select from intent) as is_first"
-)
+_MOST: Final = 200
+_HEAVIEST: Final = 4 * 1024 * 1024  # bytes: each is written twice, and a statement has but seconds
+
+
+class _Intent(NamedTuple):
+    delivery: Delivery
+    message_id: str
+
+
+class _Decision(NamedTuple):
+    delivery: Delivery
+    event: OrderEvent | None
 
 
 class NotificationIntents:
@@ -31,6 +39,12 @@ class NotificationIntents:
         """Uses the database's pool."""
         self._database = database
         self._channel = channel
+        self._intents: Gathering[_Intent, StoredOutcome | UserErased | bool] = Gathering(
+            self._intend_all, most=_MOST, weigh=lambda intent: intent.delivery.event.ByteSize(), heaviest=_HEAVIEST
+        )
+        self._decisions: Gathering[_Decision, list[OrderEvent] | StoredOutcome] = Gathering(
+            self._decide_all, most=_MOST, weigh=_weight, heaviest=_HEAVIEST
+        )
 
     async def intend(self, delivery: Delivery, *, message_id: str) -> Settled | bool:
         """Stores the intent to send. True: for the first time. False: a send may have happened already.
@@ -39,23 +53,14 @@ class NotificationIntents:
             UserErased: nothing was stored.
             DependencyDown: PostgreSQL is away.
         """
-        order = delivery.event.order
-        async with self._database.transaction() as connection:
-            decided = await outcomes.obeyed(connection, delivery)
-            if decided is not None:
-                return Settled(decided)
-            row = await connection.fetchrow(
-                _INTEND,
-                delivery.event.event_id,
-                self._channel,
-                message_id,
-                order.user_id,
-                order.create_time.ToDatetime(datetime.UTC),
-            )
-        assert row is not None
-        if row["is_erased"]:
-            raise UserErased
-        return bool(row["is_first"])
+        # The transaction is that of many messages; to each of them it is the time that it waited and took.
+        with self._database.span("transaction"):
+            answer = await self._intents.ask(_Intent(delivery, message_id))
+        if isinstance(answer, StoredOutcome):
+            return Settled(outcomes.obey(answer, delivery))
+        if isinstance(answer, UserErased):
+            raise answer
+        return answer
 
     async def not_sent(self, delivery: Delivery) -> None:
         """Withdraws the intent: the channel refused the message, so it is known that nothing was sent.
@@ -76,12 +81,55 @@ class NotificationIntents:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
+        with self._database.span("transaction"):
+            answer = await self._decisions.ask(_Decision(delivery, event))
+        return outcomes.obey(answer, delivery) if isinstance(answer, StoredOutcome) else answer
 
-        async def decision(connection: "Connection") -> list[OrderEvent]:
-            if event is None:
-                return []
+    async def _intend_all(self, intents: Sequence[_Intent]) -> list[StoredOutcome | UserErased | bool]:
+        async with self._database.transaction_of_many() as connection:
+            stored = await outcomes.find_all(connection, [each.delivery for each in intents])
+            undecided = [each for each, outcome in zip(intents, stored, strict=True) if outcome is None]
+            found = await erasures.find(connection, (each.delivery.event.order.user_id for each in undecided))
+            told = [each for each in undecided if not erasures.covered(found, each.delivery.event.order)]
+            first = await self._insert(connection, told)
+        answers: list[StoredOutcome | UserErased | bool] = []
+        for each, outcome in zip(intents, stored, strict=True):
+            event = each.delivery.event
+            if outcome is not None:
+                answers.append(outcome)
+            elif erasures.covered(found, event.order):
+                answers.append(UserErased())
+            else:
+                answers.append(event.event_id in first)
+                first.discard(event.event_id)  # another record with the same event: this one may have sent it
+        return answers
+
+    async def _insert(self, connection: "Connection", intents: Sequence[_Intent]) -> set[str]:
+        """Stores intents. Returns the events of those that were not there."""
+        if not intents:
+            return set()
+        rows = await connection.fetch(
+            "insert into notification_intents (event_id, channel, message_id)"
+            " select event_id, $1, message_id from unnest($2::uuid[], $3::text[]) as intended (event_id, message_id)"
+            " order by event_id"  # one lock order everywhere
+            " on conflict do nothing returning event_id::text",
+            self._channel,
+            [each.delivery.event.event_id for each in intents],
+            [each.message_id for each in intents],
+        )
+        return {row["event_id"] for row in rows}
+
+    async def _decide_all(self, decisions: Sequence[_Decision]) -> list[list[OrderEvent] | StoredOutcome]:
+        told = {id(each.delivery): each.event for each in decisions}
+
+        async def decision(connection: "Connection", deliveries: Sequence[Delivery]) -> list[list[OrderEvent]]:
+            decided = [[event] if (event := told[id(each)]) is not None else [] for each in deliveries]
             # Made from what came from the topic, and not from the row as everything else is.
-            await erasures.apply(connection, [event.order])
-            return [event]
+            await erasures.apply(connection, [event.order for events in decided for event in events])
+            return decided
 
-        return await outcomes.decide(self._database, delivery, decision)
+        return await outcomes.decide_all(self._database, [each.delivery for each in decisions], decision)
+
+
+def _weight(decision: _Decision) -> int:
+    return decision.event.ByteSize() if decision.event is not None else 0
