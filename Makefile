@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-heavy chaos mutants lint format generate check-generated lock install tools clean
+.PHONY: help run test test-heavy bench chaos mutants lint format generate check-generated lock install tools clean
 
 help: ## List the verbs.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: install tools lint check-generated ## Run everything that CI runs.
 
 test-heavy: install tools ## Run the tests that take over 30 s; run nothing else meanwhile.
 	$(BIN)/python -m pytest -m heavy --timeout 3600 $(ARGS)
+
+bench: install ## Measure every workload against what bounds it, three times; ARGS="drain --runs 1 --output results.json".
+	$(BIN)/python -m bench $(ARGS)
 
 chaos: install ## Kill everything at random for ten minutes and check every promise; ARGS="--seed 1 --minutes 10".
 	$(BIN)/python -m chaos $(ARGS)

@@ -1,0 +1,85 @@
+"""What an order costs to drain when more of them wait, with more partitions, and with more processes of each worker."""
+
+import dataclasses
+
+from bench import orders
+from bench.results import Figure, Line, Lines, Measured, Ratio, Workload
+from bench.system import BenchSystem
+from bench.workloads.drain import WORKERS, Drained, drained
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How many orders wait, rising; with how many the rest is measured; partitions, rising; processes, rising."""
+
+    orders: tuple[int, ...]
+    middle: int
+    partitions: tuple[int, ...]
+    processes: tuple[int, ...]
+
+
+async def measure(system: BenchSystem, size: Size) -> Measured:
+    """Measures each in turn."""
+    by_orders = {count: await _drain(system, count) for count in size.orders}
+    fewest, most = by_orders[size.orders[0]], by_orders[size.orders[-1]]
+    by_partitions = {count: await _drain(system, size.middle, partitions=count) for count in size.partitions}
+    by_processes = {
+        count: await _drain(system, size.middle, partitions=size.partitions[-1], processes=count)
+        for count in size.processes
+    }
+    return Measured(
+        {
+            "fewest_cpu_ms": fewest.workers_cpu_ms,
+            "most_cpu_ms": most.workers_cpu_ms,
+            "fewest_ms": 1000 / fewest.steady,
+            "most_ms": 1000 / most.steady,
+            "few_partitions_per_s": by_partitions[size.partitions[0]].steady,
+            "many_partitions_per_s": by_partitions[size.partitions[-1]].steady,
+            "one_process_per_s": by_processes[size.processes[0]].steady,
+            "two_processes_per_s": by_processes[size.processes[1]].steady,
+            "four_processes_per_s": by_processes[size.processes[2]].steady,
+        },
+        {
+            "by orders waiting": _line(by_orders),
+            "by partitions": _line(by_partitions),
+            "by processes of each worker": _line(by_processes),
+        },
+    )
+
+
+def _line(measured: dict[int, Drained]) -> Line:
+    return [(float(count), each.steady) for count, each in measured.items()]
+
+
+async def _drain(system: BenchSystem, count: int, *, partitions: int = 3, processes: int = 1) -> Drained:
+    async with system.fresh(partitions=partitions):
+        await system.add_stock(orders.SKUS, orders.UNITS)
+        ids = await orders.preload(system.kafka_settings, count)
+        return await drained(system, ids, *WORKERS, processes=processes)
+
+
+WORKLOAD = Workload(
+    name="growth",
+    about=(__doc__ or "").strip(),
+    measure=measure,
+    full=Size(orders=(10_000, 100_000, 1_000_000), middle=50_000, partitions=(3, 12), processes=(1, 2, 4)),
+    short=Size(orders=(100, 200), middle=200, partitions=(3, 12), processes=(1, 2, 4)),
+    figures=(
+        Figure("fewest_cpu_ms", "CPU of the workers, 10,000 orders waiting", "ms/order"),
+        Figure("most_cpu_ms", "CPU of the workers, 1,000,000 orders waiting", "ms/order"),
+        Figure("fewest_ms", "time, 10,000 orders waiting", "ms/order"),
+        Figure("most_ms", "time, 1,000,000 orders waiting", "ms/order"),
+        Figure("few_partitions_per_s", "drain with 3 partitions", "orders/s"),
+        Figure("many_partitions_per_s", "drain with 12 partitions", "orders/s"),
+        Figure("one_process_per_s", "12 partitions, one process of each worker", "orders/s"),
+        Figure("two_processes_per_s", "12 partitions, two processes of each worker", "orders/s"),
+        Figure("four_processes_per_s", "12 partitions, four processes of each worker", "orders/s"),
+    ),
+    ratios=(
+        Ratio("cpu", "CPU of an order, 1,000,000 waiting over 10,000", "most_cpu_ms", "fewest_cpu_ms", most=1.1),
+        Ratio("time", "time of an order, 1,000,000 waiting over 10,000", "most_ms", "fewest_ms", most=1.1),
+        Ratio("partitions", "drain with 12 partitions over 3", "many_partitions_per_s", "few_partitions_per_s"),
+        Ratio("processes", "drain with four processes over one", "four_processes_per_s", "one_process_per_s"),
+    ),
+    lines=Lines("orders waiting, partitions or processes", "orders/s"),
+)
