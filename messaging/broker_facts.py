@@ -1,5 +1,6 @@
 """What brokers tell of themselves and of us: their release, and what we may do. aiokafka does not ask for either."""
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from io import BytesIO
@@ -7,7 +8,8 @@ from typing import Final
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError, for_code
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError, for_code
+from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response, ResponseHeader_v0
 from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.types import (
@@ -31,6 +33,8 @@ DESCRIBE: Final = "Describe"
 _OPERATIONS: Final = {READ: 3, WRITE: 4, DESCRIBE: 8}  # the codes of Kafka's AclOperation, which are bits in an answer
 
 _REQUEST_SECONDS: Final = 5.0
+_MOST_TRIES: Final = 20
+_PAUSE_SECONDS: Final = 0.2
 _FEATURE: Final = "metadata.version"
 _RELEASES: Final = {21: "3.9", 25: "4.0", 27: "4.1", 29: "4.2", 30: "4.3", 33: "4.4"}
 """Releases by the highest metadata.version that they know, as Kafka's own `version-mapping` has them."""
@@ -64,7 +68,7 @@ async def ask(kafka: KafkaSettings, *, topics: Sequence[str], groups: Sequence[s
         releases = {broker.nodeId: release(await _level(client, broker.nodeId)) for broker in client.cluster.brokers()}
         may = await _may(client, topics)
         await admin.start()
-        return Facts(releases, may, await _may_groups(admin, groups))
+        return Facts(releases, may, {group: await _may_with_group(client, admin, group) for group in groups})
     finally:
         await aiokafka_internals.close_client(client)
         await admin.close()
@@ -103,16 +107,30 @@ async def _may(client: AIOKafkaClient, topics: Sequence[str]) -> dict[str, froze
     }
 
 
-async def _may_groups(admin: AIOKafkaAdminClient, groups: Sequence[str]) -> dict[str, frozenset[str]]:
-    if not groups:
-        return {}
-    found: dict[str, frozenset[str]] = {}
-    for answer in await admin.describe_consumer_groups(list(groups), include_authorized_operations=True):
-        for code, name, *_, bits in answer.groups:
-            if code not in (0, GroupAuthorizationFailedError.errno):
-                raise for_code(code)(name)
-            found[name] = frozenset() if code else allowed(bits)
-    return found
+async def _may_with_group(client: AIOKafkaClient, admin: AIOKafkaAdminClient, group: str) -> frozenset[str]:
+    try:
+        coordinator = await _coordinator(admin, group)
+    except GroupAuthorizationFailedError:
+        return frozenset()
+    answer = await client.send(coordinator, _GroupRequest(group))
+    ((code, *_, bits),) = answer.groups
+    if code == GroupAuthorizationFailedError.errno:
+        return frozenset()
+    if code:
+        raise for_code(code)(group)
+    return allowed(bits)
+
+
+async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> int:
+    """Returns the broker that has the group. A cluster that never had one makes the topic for it first."""
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            return int(await admin.find_coordinator(group))
+        except KafkaError as error:
+            if not error.retriable or not tries_left:
+                raise
+        await asyncio.sleep(_PAUSE_SECONDS)
+    raise AssertionError
 
 
 _FEATURES: Final = CompactArray(
@@ -202,3 +220,17 @@ class _RightsRequest(Request[_RightsStruct]):  # type: ignore[misc]
 
     def build(self, request_struct_class: type[_RightsStruct]) -> _RightsStruct:
         return request_struct_class(self._topics, False, False, True)
+
+
+class _GroupStruct(DescribeGroupsRequest_v3):  # type: ignore[misc]
+    RESPONSE_TYPE = DescribeGroupsResponse_v3  # aiokafka reads the answer as that of version 2
+
+
+class _GroupRequest(Request[_GroupStruct]):  # type: ignore[misc]
+    API_KEY = 15
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(self, request_struct_class: type[_GroupStruct]) -> _GroupStruct:
+        return request_struct_class([self._group], True)

@@ -86,7 +86,7 @@ async def test_processes_write_only_where_their_rights_are_examined(
     cancelled = await orders.place(client)
     await orders.settled(client, paid)
     await orders.settled(client, declined)
-    await client.cancel_order(cancelled.order.order_id, reason="test")
+    await client.cancel_order(cancelled.order.order_id, reason="TEST")
     await healthy.all_caught_up(within=60)
     needs = diagnosis.roles(RETRY_DELAYS)
     events: list[OrderEvent] = await observer.read_events(healthy.bootstrap, "orders", "payments", "notifications")

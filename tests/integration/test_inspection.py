@@ -27,14 +27,14 @@ async def test_what_a_role_may_not_do(postgres: PostgresServer, own_database: Da
     name = f"role_{uuid.uuid4().hex}"
     settings = own_database._settings
     for sql in (
-        f"create role {name} login",
+        f"create role {name} login password 'secret'",
         f"grant select, insert, update, delete on all tables in schema public to {name}",
         f"revoke insert, delete on payments from {name}",
         "drop table stock_changes cascade",
     ):
         await engines.fetch(own_database, sql)
     url = urllib.parse.urlsplit(settings.url.get_secret_value())
-    as_role = url._replace(netloc=f"{name}@{url.hostname}:{url.port}").geturl()
+    as_role = url._replace(netloc=f"{name}:secret@{url.hostname}:{url.port}").geturl()
     try:
         seen = await inspection.inspect(engines.database_settings(as_role))
         assert seen.role == name
