@@ -51,6 +51,11 @@ class Connection:
         bool, typer.Option("--insecure", envvar="ORDERFLOW_INSECURE", help="Allow plaintext to another machine.")
     ] = False
 
+    @property
+    def uses_tls(self) -> bool:
+        """Whether it is made with TLS: each of the flags about it says so."""
+        return bool(self.tls or self.tls_ca or self.tls_certificate or self.tls_key)
+
     @contextlib.contextmanager
     def orders(self) -> Iterator["SyncOrdersClient"]:
         """Connects to the order service. A call's error is one line and exit code 64 + its gRPC code."""
@@ -82,7 +87,7 @@ class Connection:
         Raises:
             ValueError: a certificate without its key, or a key without its certificate.
         """
-        if not (self.tls or self.tls_ca or self.tls_certificate or self.tls_key):
+        if not self.uses_tls:
             return None
         from orderflow_client import tls
 

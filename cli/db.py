@@ -63,7 +63,7 @@ async def _purge(loaded: "Settings", *, dry_run: bool) -> dict[str, int]:
     from storage.database import Database
     from storage.purge import Purge
 
-    await migrations.require_none_pending(loaded.database)
+    await migrations.require_this_version(loaded.database)
     database = Database(loaded.database, application="purge")
     await database.open()
     try:

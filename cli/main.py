@@ -4,7 +4,7 @@ import importlib.metadata
 
 import typer
 
-from cli import console, db, dev, dlq, order, privacy, reconcile, run, stock, topics
+from cli import check, console, db, dev, dlq, doctor, order, privacy, reconcile, run, stock, topics
 from cli.output import fail_on_error
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app.add_typer(stock.app, name="stock")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(dev.app, name="dev")
+app.add_typer(check.app, name="check")
+app.command("doctor")(doctor.doctor)
 app.command("reconcile")(reconcile.reconcile)
 app.command()(console.console)
 

@@ -30,14 +30,15 @@ def fail_on_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = _told(error)
+        text = told(error)
         if text is None:
             raise
         print(f"orderflow: {text}", file=sys.stderr)
         sys.exit(1)
 
 
-def _told(error: Exception) -> str | None:
+def told(error: Exception) -> str | None:
+    """Returns what a user is told of an error that he can act on; None of any other."""
     # Imported late: most commands end well, and these take half a second.
     from aiokafka.errors import KafkaError
 

@@ -44,7 +44,7 @@ async def _with_eraser(action: "Callable[[Eraser], Awaitable[T]]") -> T:
     from storage.eraser import Eraser
 
     loaded = settings.load()
-    await migrate.require_none_pending(loaded.database)
+    await migrate.require_this_version(loaded.database)
     database = Database(loaded.database, application="privacy")
     await database.open()
     try:

@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
@@ -64,7 +65,7 @@ class KafkaMonitor:
                         async with asyncio.timeout(_ANSWER_SECONDS):
                             await client.bootstrap()
                         connected = True
-                    answers = await self._ask(client)
+                    answers = await ask_brokers(client, [ORDERS.name])
                 except _AWAY as failure:
                     error = type(failure).__name__
                 if answers:
@@ -84,31 +85,9 @@ class KafkaMonitor:
     def _client(self) -> AIOKafkaClient:
         return clients.bare(self._kafka, client_id=self._client_id, request_timeout=_REQUEST_SECONDS)
 
-    async def _ask(self, client: AIOKafkaClient) -> dict[int, Any]:
-        """Returns what each broker that answers in time says of the topic that orders come in by."""
-        answers: dict[int, Any] = {}
-
-        async def ask(node_id: int) -> None:
-            try:
-                answers[node_id] = await client.send(node_id, MetadataRequest([ORDERS.name]))
-            except _AWAY:
-                return
-
-        asking = [asyncio.create_task(ask(broker.nodeId)) for broker in client.cluster.brokers()]
-        if not asking:  # a broker that has just started answers before it knows of any, itself included
-            return answers
-        try:
-            # Those that are frozen keep nobody waiting for longer, and do not hide the others' answers.
-            await asyncio.wait(asking, timeout=_ANSWER_SECONDS)
-        finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-        return answers
-
     def _is_enough(self, answers: dict[int, Any]) -> bool:
         """Returns whether some partition can be written to. Without the topic it is enough that Kafka answers."""
-        known = [replicas for answer in answers.values() for replicas in _replicas(answer)]
+        known = [replicas for answer in answers.values() for replicas in replicas_of(answer).values()]
         return not known or any(
             can_acknowledge(replicas, answers, min_insync=self._kafka.min_insync_replicas) for replicas in known
         )
@@ -123,6 +102,29 @@ class KafkaMonitor:
         metrics.KAFKA_REACHABLE.set(reachable)
 
 
+async def ask_brokers(client: AIOKafkaClient, topics: Sequence[str]) -> dict[int, Any]:
+    """Returns what each broker that answers in time says of the topics, its metadata, by node id."""
+    answers: dict[int, Any] = {}
+
+    async def ask(node_id: int) -> None:
+        try:
+            answers[node_id] = await client.send(node_id, MetadataRequest(topics, allow_auto_topic_creation=False))
+        except _AWAY:
+            return
+
+    asking = [asyncio.create_task(ask(broker.nodeId)) for broker in client.cluster.brokers()]
+    if not asking:  # a broker that has just started answers before it knows of any, itself included
+        return answers
+    try:
+        # Those that are frozen keep nobody waiting for longer, and do not hide the others' answers.
+        await asyncio.wait(asking, timeout=_ANSWER_SECONDS)
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    return answers
+
+
 def _learn_brokers(client: AIOKafkaClient, answers: dict[int, Any]) -> None:
     """Tells the client of brokers that came or went, by the longest list: one too many costs an attempt at most."""
     answer = max(answers.values(), key=lambda each: len(each.brokers))
@@ -131,9 +133,12 @@ def _learn_brokers(client: AIOKafkaClient, answers: dict[int, Any]) -> None:
         client.cluster.update_metadata(answer)
 
 
-def _replicas(answer: Any) -> list[Replicas]:
-    return [
-        Replicas(frozenset(partition["replicas"]), frozenset(partition["isr"]))
+def replicas_of(answer: Any) -> dict[TopicPartition, Replicas]:
+    """Returns where the partitions are by one broker's answer; nothing of topics that are not there."""
+    return {
+        TopicPartition(topic["topic"], partition["partition"]): Replicas(
+            frozenset(partition["replicas"]), frozenset(partition["isr"])
+        )
         for topic in answer.to_object()["topics"]
         for partition in topic["partitions"]
-    ]
+    }

@@ -18,6 +18,7 @@ _MOST_TRIES: Final = 10
 """Of one file: it waits for those who are at work, and they for it."""
 
 _STATEMENT_BY_STATEMENT: Final = "-- Statement by statement, in no transaction:"
+_EXPANDS_ONLY: Final = "-- Expands only:"
 
 
 class MigrationError(Exception):
@@ -37,6 +38,11 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
+    def expands_only(self) -> bool:
+        """Whether a line of its own says so: code that does not know the file works with a database that has it."""
+        return any(line.startswith(_EXPANDS_ONLY) for line in self.sql.splitlines())
+
+    @property
     def statements(self) -> list[str] | None:
         """Of a file that says so in its first line, what is run one by one. None: all in one transaction.
 
@@ -47,31 +53,77 @@ class Migration:
         return [statement.strip() for statement in self.sql.split(";\n") if statement.strip()]
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The files of this version beside what a database has.
+
+    Attributes:
+        pending: What `migrate` would apply.
+        ahead: Names that the database has and this version does not know.
+        in_the_way: Those of them that do not only expand: this version does not work with them.
+        changed: Files that are not what was applied under their names.
+    """
+
+    pending: list[Migration]
+    ahead: list[str]
+    in_the_way: list[str]
+    changed: list[str]
+
+    def require_sound(self) -> None:
+        """Checks that this version works with what was applied.
+
+        Raises:
+            MigrationError: a file has changed, or the database is ahead by one that does not only expand.
+        """
+        if self.in_the_way:
+            raise MigrationError(
+                f"the database has migrations that this version does not know: {', '.join(self.in_the_way)}"
+            )
+        for name in self.changed:
+            raise MigrationError(f"{name} was changed after it was applied: add a new file instead")
+
+
 def all_migrations() -> list[Migration]:
     """Returns the files in order."""
     return [Migration(path.name, path.read_text()) for path in sorted(_FOLDER.glob("*.sql"))]
 
 
-async def pending(settings: DatabaseSettings) -> list[Migration]:
-    """Returns what `migrate` would apply.
-
-    Raises:
-        MigrationError: an applied file has changed, or the database is ahead of this version.
-    """
+async def compare(settings: DatabaseSettings) -> Comparison:
+    """Compares the files with what the database has, and changes nothing."""
     connection = await _connect(settings)
     try:
-        return await _pending(connection)
+        return await _compared(connection)
     finally:
         await connection.close(timeout=5)
 
 
-async def require_none_pending(settings: DatabaseSettings) -> None:
-    """Checks that the database is this version's.
+async def pending(settings: DatabaseSettings) -> list[Migration]:
+    """Returns what `migrate` would apply.
+
+    A database that is ahead by files that only expand is as good as this version's own: a version may be rolled back.
+
+    Raises:
+        MigrationError: an applied file has changed, or the database is ahead by one that does not only expand.
+    """
+    compared = await compare(settings)
+    compared.require_sound()
+    return compared.pending
+
+
+async def require_this_version(settings: DatabaseSettings) -> None:
+    """Checks that the database is exactly this version's, for what goes through every table: it must know them all.
 
     Raises:
         MigrationError: it is not.
     """
-    if await pending(settings):
+    compared = await compare(settings)
+    compared.require_sound()
+    if compared.ahead:
+        raise MigrationError(
+            f"the database is ahead of this version ({', '.join(compared.ahead)}), which may not know all of its"
+            " tables: use the version that it was migrated with"
+        )
+    if compared.pending:
         raise MigrationError("migrations are pending: run `orderflow db migrate` first")
 
 
@@ -89,13 +141,18 @@ async def migrate(settings: DatabaseSettings) -> list[Migration]:
         await _wait_for_turn(connection)
         await connection.execute(
             "create table if not exists schema_migrations ("
-            " name text primary key, checksum text not null, applied_time timestamptz not null default now())"
+            " name text primary key, checksum text not null, applied_time timestamptz not null default now(),"
+            " expands_only boolean not null default false)"
         )
-        todo = await _pending(connection)
-        for migration in todo:
+        await connection.execute(
+            "alter table schema_migrations add column if not exists expands_only boolean not null default false"
+        )
+        compared = await _compared(connection)
+        compared.require_sound()
+        for migration in compared.pending:
             await _applied(connection, migration)
             fault_points.reached("W16")
-        return todo
+        return compared.pending
     finally:
         await connection.close(timeout=5)
 
@@ -130,7 +187,10 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
             await connection.execute("set local lock_timeout = '5s'")
             await connection.execute(migration.sql)
         await connection.execute(
-            "insert into schema_migrations (name, checksum) values ($1, $2)", migration.name, migration.checksum
+            "insert into schema_migrations (name, checksum, expands_only) values ($1, $2, $3)",
+            migration.name,
+            migration.checksum,
+            migration.expands_only,
         )
 
 
@@ -142,15 +202,24 @@ async def _connect(
     )
 
 
-async def _pending(connection: "asyncpg.Connection[asyncpg.Record]") -> list[Migration]:
+async def _compared(connection: "asyncpg.Connection[asyncpg.Record]") -> Comparison:
     exists = await connection.fetchval("select to_regclass('schema_migrations') is not null")
-    rows = await connection.fetch("select name, checksum from schema_migrations") if exists else []
+    # As JSON, for the column is missing where no `migrate` of this version has run.
+    rows = (
+        await connection.fetch(
+            "select name, checksum, coalesce((to_jsonb(applied)->>'expands_only')::boolean, false) as expands_only"
+            " from schema_migrations as applied order by name"
+        )
+        if exists
+        else []
+    )
     applied: dict[str, str] = {row["name"]: row["checksum"] for row in rows}
     files = all_migrations()
-    ahead = sorted(set(applied) - {migration.name for migration in files})
-    if ahead:
-        raise MigrationError(f"the database has migrations that this version does not know: {', '.join(ahead)}")
-    for migration in files:
-        if applied.get(migration.name, migration.checksum) != migration.checksum:
-            raise MigrationError(f"{migration.name} was changed after it was applied: add a new file instead")
-    return [migration for migration in files if migration.name not in applied]
+    known = {migration.name for migration in files}
+    ahead = [row for row in rows if row["name"] not in known]
+    return Comparison(
+        pending=[migration for migration in files if migration.name not in applied],
+        ahead=[row["name"] for row in ahead],
+        in_the_way=[row["name"] for row in ahead if not row["expands_only"]],
+        changed=[each.name for each in files if applied.get(each.name, each.checksum) != each.checksum],
+    )

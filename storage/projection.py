@@ -52,6 +52,16 @@ class Projection:
             )
             return position
 
+    async def positions(self) -> dict[tuple[str, int], int]:
+        """Returns where the next batch of each partition begins that was read, by topic and number.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch("select topic, partition, position from projection_positions")
+        return {(row["topic"], row["partition"]): row["position"] for row in rows}
+
     async def begin(self, topic: str, partition: int, position: int) -> None:
         """Records the first position of a partition that was never read.
 

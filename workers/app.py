@@ -35,6 +35,7 @@ from telemetry.health import Health
 if TYPE_CHECKING:
     from domain.reconciliation import Case
     from storage.reconciliation_cases import ReconciliationCases
+    from storage.standing import Patience
     from workers.channels.channel import Channel
     from workers.channels.email import EmailChannel
     from workers.gateways.gateway import PaymentGateway
@@ -105,7 +106,7 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     from storage.due_orders import DueOrders
     from storage.order_commands import OrderCommands
     from storage.order_decisions import OrderDecisions
-    from storage.standing import Patience, StandingRecords
+    from storage.standing import StandingRecords
     from workers import order_processor
     from workers.standing import StandingFigures
     from workers.sweep import Sweep, TimedRuntime
@@ -118,31 +119,38 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     )
     publisher = Publisher(parts.settings.kafka, client_id=f"{parts.client_id}-sweep")
     worker = parts.settings.worker
-    unsettled = datetime.timedelta(minutes=worker.unsettled_minutes)
-    key_window = datetime.timedelta(hours=parts.settings.gateway.key_window_hours)
     sweep = Sweep(
         due=DueOrders(parts.database),
         publisher=publisher,
         interval=worker.sweep_seconds,
-        patience=unsettled,
-        key_window=key_window,
+        patience=datetime.timedelta(minutes=worker.unsettled_minutes),
+        key_window=datetime.timedelta(hours=parts.settings.gateway.key_window_hours),
         now=now,
         source=order_processor.SPEC.group,
     )
-    # What the sweep asks about is overdue when it has asked twice.
-    patience = Patience(
-        waiting=datetime.timedelta(minutes=worker.overdue_minutes),
-        unpaid=2 * datetime.timedelta(seconds=worker.sweep_seconds),
-        refunding=key_window + 2 * unsettled,
-    )
     figures = StandingFigures(
-        records=StandingRecords(parts.database, patience=patience), interval=worker.standing_seconds, now=now
+        records=StandingRecords(parts.database, patience=patience(parts.settings)),
+        interval=worker.standing_seconds,
+        now=now,
     )
     publisher.start()
     try:
         yield TimedRuntime(parts.runtime(order_processor.SPEC, handle), sweep, figures)
     finally:
         await publisher.close()
+
+
+def patience(settings: Settings) -> "Patience":
+    """Returns after how long an order is overdue: what the sweep asks about is when it has asked twice."""
+    from storage.standing import Patience
+
+    worker = settings.worker
+    return Patience(
+        waiting=datetime.timedelta(minutes=worker.overdue_minutes),
+        unpaid=2 * datetime.timedelta(seconds=worker.sweep_seconds),
+        refunding=datetime.timedelta(hours=settings.gateway.key_window_hours)
+        + 2 * datetime.timedelta(minutes=worker.unsettled_minutes),
+    )
 
 
 @asynccontextmanager

@@ -31,7 +31,9 @@ def program(name: str) -> str:
     return path
 
 
-async def run(*command: str, stdin: bytes | None = None, deadline: float = 60) -> tuple[int, bytes, str]:
+async def run(
+    *command: str, stdin: bytes | None = None, deadline: float = 60, environment: dict[str, str] | None = None
+) -> tuple[int, bytes, str]:
     """Runs a command and returns its exit code, standard output and standard error.
 
     Raises:
@@ -42,6 +44,7 @@ async def run(*command: str, stdin: bytes | None = None, deadline: float = 60) -
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=environment,
         start_new_session=True,
     )
     try:

@@ -65,11 +65,58 @@ async def test_a_file_that_was_changed_after_it_was_applied_is_refused(empty: Da
             await refuses(empty)
 
 
+async def ahead_by(settings: DatabaseSettings, folder: Path, sql: str) -> None:
+    """Migrates with a newer version, and leaves the files as the version before has them."""
+    newer = folder / "9998_newer.sql"
+    newer.write_text(sql)
+    assert names(await migrate.migrate(settings))[-1] == newer.name
+    newer.unlink()
+
+
 async def test_a_database_that_is_ahead_is_refused(empty: DatabaseSettings, folder: Path) -> None:
+    await ahead_by(empty, folder, "-- Not for the version before: a test.\nalter table stock drop column available;")
+    for refuses in (migrate.pending, migrate.migrate, migrate.require_this_version):
+        with pytest.raises(migrate.MigrationError, match=r"does not know: 9998_newer\.sql"):
+            await refuses(empty)
+
+
+async def test_a_database_that_is_ahead_by_what_only_expands_is_as_good_as_its_own(
+    empty: DatabaseSettings, folder: Path
+) -> None:
+    await ahead_by(empty, folder, "-- Expands only: nobody knew it.\ncreate table newer (n int);")
+    assert await migrate.pending(empty) == []
+    assert await migrate.migrate(empty) == []
+    assert (await migrate.compare(empty)).ahead == ["9998_newer.sql"]
+    # Who goes through every table has to know them all.
+    with pytest.raises(migrate.MigrationError, match=r"ahead of this version \(9998_newer.sql\)"):
+        await migrate.require_this_version(empty)
+
+
+async def test_one_that_narrows_among_those_that_expand_is_named(empty: DatabaseSettings, folder: Path) -> None:
+    await ahead_by(empty, folder, "-- Expands only: nobody knew it.\ncreate table newer (n int);")
+    narrows = folder / "9999_narrows.sql"
+    narrows.write_text("drop table stock_changes;")
     await migrate.migrate(empty)
-    files_of(folder)[-1].unlink()
-    with pytest.raises(migrate.MigrationError, match="does not know"):
-        await migrate.migrate(empty)
+    narrows.unlink()
+    with pytest.raises(migrate.MigrationError, match=r"does not know: 9999_narrows\.sql"):
+        await migrate.pending(empty)
+
+
+async def test_a_database_that_was_migrated_before_files_said_so_is_read_and_brought_up(
+    empty: DatabaseSettings, folder: Path
+) -> None:
+    await migrate.migrate(empty)
+    async with engines.opened(empty) as database:
+        await engines.fetch(database, "alter table schema_migrations drop column expands_only")
+    assert await migrate.pending(empty) == []
+    removed = files_of(folder)[-1]
+    text = removed.read_text()
+    removed.unlink()
+    with pytest.raises(migrate.MigrationError, match=removed.name):
+        await migrate.pending(empty)
+    removed.write_text(text)
+    await ahead_by(empty, folder, "-- Expands only: nobody knew it.\ncreate table newer (n int);")
+    assert await migrate.pending(empty) == []
 
 
 async def test_a_new_file_is_pending_and_a_broken_one_leaves_nothing(empty: DatabaseSettings, folder: Path) -> None:

@@ -223,3 +223,17 @@ async def test_it_waits_for_migrations_and_wants_a_gateway_that_others_can_ask(t
         assert not await is_serving(till.health)
         await migrate.migrate(till.settings)
         await till.shows()
+
+
+async def test_the_version_before_starts_where_what_it_does_not_know_only_expands(till: Till) -> None:
+    newer = "insert into schema_migrations (name, checksum, expands_only) values ('9998_newer.sql', 'its', true)"
+    await engines.fetch(till.database, newer)
+    async with till.reconciler():
+        await till.shows()
+    await engines.fetch(till.database, "update schema_migrations set expands_only = false where checksum = 'its'")
+    command, environment = till.command("run", "reconciler")
+    refused = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        _, said = await refused.communicate()
+    assert refused.returncode == 1
+    assert b"9998_newer.sql" in said

@@ -37,9 +37,9 @@ class Authority:
         self._name = _named(name)
         self.pem = _pem(_signed(self._name, self._name, self._key, self._key, authority=True))
 
-    def server(self, host: str = "localhost") -> Certificate:
+    def server(self, host: str = "localhost", *, expired: bool = False) -> Certificate:
         names = [x509.DNSName(host), *([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] * (host == "localhost"))]
-        return self._issue(host, names)
+        return self._issue(host, names, expired=expired)
 
     def client(self, common_name: str = "shop", *uris: str, expired: bool = False) -> Certificate:
         return self._issue(common_name, [x509.UniformResourceIdentifier(uri) for uri in uris], expired=expired)

@@ -68,6 +68,19 @@ class EmailChannel:
         # Outside the handler: aiosmtplib's exceptions hold the address and must not travel along as the context.
         raise failure
 
+    async def greet(self) -> None:
+        """Connects and logs in, and sends nothing.
+
+        Raises:
+            DependencyDown: the server is away, or does not let us in.
+        """
+        try:
+            async with asyncio.timeout(self._half_limit), self._pool.connection():
+                return
+        except (SMTPException, OSError) as error:
+            failure = _meaning(error, _Step.CONNECT, "")
+        raise failure
+
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._pool.aclose()
