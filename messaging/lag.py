@@ -31,10 +31,16 @@ class Standing:
 class LagReport:
     """Keeps the metrics of one group up to date."""
 
-    def __init__(self, group: str, standings: Callable[[], Iterable[Standing]]) -> None:
-        """`standings` returns those of the partitions that are the process's own at the moment."""
+    def __init__(
+        self, group: str, standings: Callable[[], Iterable[Standing]], *, caught_up: Callable[[], None] = lambda: None
+    ) -> None:
+        """`standings` returns those of the partitions that are the process's own at the moment.
+
+        `caught_up` is told at each report that finds nothing left to be done in any of them.
+        """
         self._group = group
         self._standings = standings
+        self._caught_up = caught_up
         self._shown: set[TopicPartition] = set()
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
@@ -63,6 +69,8 @@ class LagReport:
                     labels = self._labels(partition)
                     metrics.LAG.labels(*labels).set(max(ends[partition] - position, 0))
                     metrics.COMMIT_LAG.labels(*labels).set(max(position - committed, 0))
+                if all(each.committed == ends.get(each.partition, -1) and each.oldest is None for each in standings):
+                    self._caught_up()
 
     def _labels(self, partition: TopicPartition) -> tuple[str, str, str]:
         return self._group, partition.topic, str(partition.partition)

@@ -81,7 +81,8 @@ class ProjectionRuntime:
         self._positions: dict[TopicPartition, int] = {}
         self._written: dict[TopicPartition, float] = {}
         self._oldest: dict[TopicPartition, float] = {}
-        self._lag = LagReport(group, self._standings)
+        # Where nothing is written any more reads are not behind, however late the last event was.
+        self._lag = LagReport(group, self._standings, caught_up=lambda: metrics.PROJECTION_LAG.set(0))
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -151,6 +152,7 @@ class ProjectionRuntime:
             log.warning("worker.poll.failed", worker=self._group, error=repr(error))
             await asyncio.sleep(_RETRY_SECONDS)
             return
+        self._show_paused()
         assignment = self._assignment
         for partition in list(self._positions):
             if assignment != self._assignment or partition not in self._positions:
@@ -217,6 +219,11 @@ class ProjectionRuntime:
             metrics.DONE.labels(self._group, topic, "handled").inc(count)
         for record in records:
             spans.processed(record, self._group, start_time=began, links=dead_letters.links(record))
+
+    def _show_paused(self) -> None:
+        opening = len(self._opening.keys() - self._positions.keys())
+        metrics.PAUSED.labels(self._group, "opening").set(0 if self._down else opening)
+        metrics.PAUSED.labels(self._group, "dependency_down").set(opening if self._down else 0)
 
     def _standings(self) -> list[Standing]:
         opening = [Standing(partition, None, self._oldest.get(partition)) for partition in self._opening]

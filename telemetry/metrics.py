@@ -115,7 +115,9 @@ LAST_PROGRESS = Gauge(
     "orderflow_worker_last_progress_timestamp_seconds", "When something was last committed.", ["group"]
 )
 SWEPT = Counter("orderflow_swept_orders_total", "Orders that a sweep asked something of.", ["what"])
-PROJECTION_LAG = Gauge("orderflow_projection_lag_seconds", "Age of the last event projected when it was projected.")
+PROJECTION_LAG = Gauge(
+    "orderflow_projection_lag_seconds", "Age of the last event projected when it was projected; 0 once none is left."
+)
 
 BREAKER_STATE = Gauge("orderflow_breaker_state", "1 for the state that the breaker is in.", ["breaker", "state"])
 BREAKER_TRANSITIONS = Counter(
