@@ -192,8 +192,11 @@ RECONCILIATION_LAST_SUCCESS = Gauge(
     "orderflow_reconciliation_last_success_timestamp_seconds", "When a reconciliation last came to its end."
 )
 RECONCILED = Counter("orderflow_reconciliation_compared_orders_total", "Orders compared, repeats included.")
-KAFKA_REACHABLE = Gauge(
-    "orderflow_kafka_reachable", "1 while so much of Kafka answers as it takes to acknowledge a record."
+KAFKA_REACHABLE = _unset(
+    Gauge(
+        "orderflow_kafka_reachable",
+        "1 while so much of Kafka answers as it takes to acknowledge a record; NaN where nobody asks.",
+    )
 )
 LOOP_LAG = Histogram(
     "orderflow_event_loop_lag_seconds", "How late the process's event loop was, looked at twice a second.",

@@ -19,6 +19,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watc
     running = WatchedSystem(directory, program)
     try:
         await running.start()
+        await running.quiet()
         yield running
     finally:
         await running.stop()

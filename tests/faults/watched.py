@@ -42,7 +42,7 @@ class WatchedSystem(System):
         super().__init__(directory, ports, settings=_SETTINGS, roles=(*ROLES, RECONCILER))
         addresses = {role: self.metrics_address(role) for role in self.roles}
         self.prometheus = Prometheus(prometheus, directory / "prometheus", port, addresses)
-        self.operator = Operator({**self.environment(), "ORDERFLOW_TARGET": self.server_address})
+        self.operator = Operator({"ORDERFLOW_TARGET": self.server_address})
 
     async def start(self) -> None:
         await super().start()
