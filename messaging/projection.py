@@ -70,8 +70,12 @@ class ProjectionRuntime:
         kafka: KafkaSettings,
         client_id: str,
         opening_seconds: float = 45.0,
+        lag_seconds: float = 5.0,
     ) -> None:
-        """Connects nothing. `opening_seconds` is above what one request of opening a partition may take."""
+        """Connects nothing. `opening_seconds` is above what one request of opening a partition may take.
+
+        Every `lag_seconds` it shows how far it is behind.
+        """
         self._group = group
         self._reads = reads
         self._read_model = read_model
@@ -82,7 +86,9 @@ class ProjectionRuntime:
         self._written: dict[TopicPartition, float] = {}
         self._oldest: dict[TopicPartition, float] = {}
         # Where nothing is written any more reads are not behind, however late the last event was.
-        self._lag = LagReport(group, self._standings, caught_up=lambda: metrics.PROJECTION_LAG.set(0))
+        self._lag = LagReport(
+            group, self._standings, every_seconds=lag_seconds, caught_up=lambda: metrics.PROJECTION_LAG.set(0)
+        )
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None

@@ -29,8 +29,10 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watc
 async def watched(system: WatchedSystem) -> AsyncIterator[WatchedSystem]:
     """The system, without an alert before the test."""
     await system.quiet()
-    yield system
-    await system.wait_healthy(system.roles)
+    try:
+        yield system
+    finally:
+        await system.mend()
 
 
 @pytest.fixture

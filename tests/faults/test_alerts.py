@@ -110,7 +110,6 @@ async def test_postgresql_is_away(watched: WatchedSystem, client: OrdersClient) 
         assert "worker.dependency.up" in watched.events("order-processor")
 
 
-@pytest.mark.heavy
 async def test_records_are_poisoned(watched: WatchedSystem, client: OrdersClient) -> None:
     operator = watched.operator
 
@@ -148,7 +147,7 @@ async def test_records_are_poisoned(watched: WatchedSystem, client: OrdersClient
 
         await observer.eventually(none_is_left, within=60, what="no dead letter")
         operator.reads(many, "**Over:** `orderflow dlq reasons` is empty")
-        assert "No unresolved dead letters." in await operator.runs(many, "orderflow dlq reasons")
+        assert await operator.runs(many, "orderflow dlq reasons") == ""
         await watched.console_shows("none", lambda board: board.tile("Dead letters") == "0 unresolved")
         await watched.resolved(many, some)
 

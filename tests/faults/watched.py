@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import httpx
 
-from devstack.system import RECONCILER, ROLES, Ports, System
+from devstack.system import RECONCILER, ROLES, Ports
+from tests.e2e.observed import ObservedSystem
 from tests.e2e.observer import eventually
 from tests.faults.board import Board
 from tests.faults.operator import Operator
@@ -19,12 +20,12 @@ from tests.gateways.process import put_faults
 
 # What the alerts compare with times is scaled as they are, or nearly: from minutes to seconds.
 _SETTINGS: Final = {
-    "ORDERFLOW_KAFKA_RETRY_DELAYS": "1,5",
     "ORDERFLOW_KAFKA_SESSION_TIMEOUT": "3",
     "ORDERFLOW_GATEWAY_BREAKER_RESET_SECONDS": "0.5",
     "ORDERFLOW_WORKER_DEPENDENCY_PROBE_CAP": "0.5",
     "ORDERFLOW_WORKER_SWEEP_SECONDS": "0.5",
     "ORDERFLOW_WORKER_STANDING_SECONDS": "0.5",
+    "ORDERFLOW_WORKER_LAG_SECONDS": "0.5",
     "ORDERFLOW_WORKER_OVERDUE_MINUTES": str(5 / 60),
     "ORDERFLOW_RECONCILER_INTERVAL": "5",
     "ORDERFLOW_CONSOLE_REFRESH_SECONDS": "0.5",
@@ -33,13 +34,15 @@ _RESOLVED_SECONDS: Final = 60.0
 """Above the longest time that a scaled rule looks back."""
 
 
-class WatchedSystem(System):
+class WatchedSystem(ObservedSystem):
     """The system with all its programs, a console and a Prometheus."""
 
     def __init__(self, directory: pathlib.Path, prometheus: str) -> None:
         """`prometheus` is the program's path."""
         ports, (port,) = Ports.chosen_beside(1)
-        super().__init__(directory, ports, settings=_SETTINGS, roles=(*ROLES, RECONCILER))
+        super().__init__(directory, ports, settings=_SETTINGS)
+        self.roles = (*ROLES, RECONCILER)
+        self._mail_is_refused = False
         addresses = {role: self.metrics_address(role) for role in self.roles}
         self.prometheus = Prometheus(prometheus, directory / "prometheus", port, addresses)
         self.operator = Operator({"ORDERFLOW_TARGET": self.server_address})
@@ -54,6 +57,13 @@ class WatchedSystem(System):
         await self.prometheus.stop()
         await super().stop()
 
+    async def mend(self) -> None:
+        """Ends what a test that failed may have left."""
+        if self._mail_is_refused:
+            await self.refuse_mail(False)
+        await self.gateway_faults()
+        await super().mend()
+
     # -- faults --------------------------------------------------------------------------------------------------------
 
     async def gateway_faults(self, **faults: float | bool) -> None:
@@ -63,6 +73,7 @@ class WatchedSystem(System):
     async def refuse_mail(self, refused: bool) -> None:
         """Has the mail server refuse every recipient for good, or take them all again."""
         await self.stop_role("mail")
+        self._mail_is_refused = refused
         if refused:
             arguments = ["--port", str(self.ports.mail), "--folder", str(self.mail_folder)]
             self._spawn("mail", ["-m", "tests.faults.blocking_mail", *arguments])
@@ -90,6 +101,7 @@ class WatchedSystem(System):
 
         found = await eventually(fires, within=within, what=f"{name} {labels} fires")
         assert found is not None
+        assert "  " not in found.annotations["summary"], f"{found} lacks a label"
         return found
 
     async def resolved(self, *alerts: Alert, within: float = _RESOLVED_SECONDS) -> None:
