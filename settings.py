@@ -272,6 +272,9 @@ class WorkerSettings(Section):
     standing_seconds: Seconds = pydantic.Field(
         30, description="How often order processors read how many orders and dead letters are open, seconds."
     )
+    lag_seconds: Seconds = pydantic.Field(
+        5, description="How often workers show their lag and the age of what is not done, seconds."
+    )
     overdue_minutes: float = pydantic.Field(
         5, gt=0, description="An order that is CREATED or PROCESSING for longer counts as overdue, minutes."
     )

@@ -123,13 +123,26 @@ def replay(connection: Connection, dead_letter_id: str, reason: str = _WHY) -> N
 
 @app.command()
 @connected
-def discard(connection: Connection, dead_letter_id: str, reason: str = _WHY) -> None:
-    """Close one dead letter without another try."""
+def discard(connection: Connection, dead_letter_ids: list[str], reason: str = _WHY) -> None:
+    """Close dead letters without another try. One that may not be closed keeps none of the others from it."""
+    import grpc
+
     from orderflow.operations.v1 import dead_letter_service_pb2 as pb
 
+    exit_code = 0
     with _service(connection) as service:
-        service.DiscardDeadLetter(pb.DiscardDeadLetterRequest(dead_letter_id=dead_letter_id, reason=reason), timeout=10)
-    typer.echo("discarded", err=True)
+        for each in dead_letter_ids:
+            request = pb.DiscardDeadLetterRequest(dead_letter_id=each, reason=reason)
+            try:
+                service.DiscardDeadLetter(request, timeout=10)
+                typer.echo(f"{each}: discarded", err=True)
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
+                    raise
+                typer.echo(f"orderflow: {each}: {error.code().name}: {error.details()}", err=True)
+                exit_code = 64 + error.code().value[0]
+    if exit_code:
+        raise typer.Exit(exit_code)
 
 
 @app.command()

@@ -48,6 +48,11 @@ class Worker:
         return not self.up and self.down_since is not None
 
     @property
+    def age(self) -> float | None:
+        """How old what it has still to do is, seconds: the oldest record, or of the projector the last event."""
+        return max((each for each in (self.oldest_age, self.behind) if each is not None), default=None)
+
+    @property
     def held_up_by(self) -> str:
         """Why partitions of it are paused, as the metric words it; empty if none is for a reason to worry about."""
         stopped = {why: count for why, count in (self.paused or {}).items() if count and why != metric_names.BUSY}

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from telemetry import metrics
 
-_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,17 +31,29 @@ class Standing:
 class LagReport:
     """Keeps the metrics of one group up to date."""
 
-    def __init__(self, group: str, standings: Callable[[], Iterable[Standing]]) -> None:
-        """`standings` returns those of the partitions that are the process's own at the moment."""
+    def __init__(
+        self,
+        group: str,
+        standings: Callable[[], Iterable[Standing]],
+        *,
+        every_seconds: float = 5.0,
+        caught_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`standings` returns those of the partitions that are the process's own at the moment.
+
+        `caught_up` is told at each report that finds nothing left to be done in any of them.
+        """
         self._group = group
         self._standings = standings
+        self._every_seconds = every_seconds
+        self._caught_up = caught_up
         self._shown: set[TopicPartition] = set()
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
         """Reports until cancelled, and then forgets: another process shows the partitions by now."""
         try:
             while True:
-                await asyncio.sleep(_SECONDS)
+                await asyncio.sleep(self._every_seconds)
                 await self.report(consumer)
         finally:
             self._forget(self._shown)
@@ -55,7 +67,7 @@ class LagReport:
             metrics.OLDEST_AGE.labels(*self._labels(each.partition)).set(max(age, 0.0))
             self._shown.add(each.partition)
         with contextlib.suppress(KafkaError, TimeoutError, AssertionError):  # the assignment may be gone by now
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 known = [(each.partition, each.committed) for each in standings if each.committed is not None]
                 ends = await consumer.end_offsets([partition for partition, _ in known]) if known else {}
                 for partition, committed in known:
@@ -63,6 +75,8 @@ class LagReport:
                     labels = self._labels(partition)
                     metrics.LAG.labels(*labels).set(max(ends[partition] - position, 0))
                     metrics.COMMIT_LAG.labels(*labels).set(max(position - committed, 0))
+                if all(each.committed == ends.get(each.partition, -1) and each.oldest is None for each in standings):
+                    self._caught_up()
 
     def _labels(self, partition: TopicPartition) -> tuple[str, str, str]:
         return self._group, partition.topic, str(partition.partition)

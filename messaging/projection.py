@@ -73,8 +73,12 @@ class ProjectionRuntime:
         kafka: KafkaSettings,
         client_id: str,
         opening_seconds: float = 45.0,
+        lag_seconds: float = 5.0,
     ) -> None:
-        """Connects nothing. `opening_seconds` is above what one request of opening a partition may take."""
+        """Connects nothing. `opening_seconds` is above what one request of opening a partition may take.
+
+        Every `lag_seconds` it shows how far it is behind.
+        """
         self._group = group
         self._reads = reads
         self._read_model = read_model
@@ -84,7 +88,10 @@ class ProjectionRuntime:
         self._positions: dict[TopicPartition, int] = {}
         self._written: dict[TopicPartition, float] = {}
         self._oldest: dict[TopicPartition, float] = {}
-        self._lag = LagReport(group, self._standings)
+        # Where nothing is written any more reads are not behind, however late the last event was.
+        self._lag = LagReport(
+            group, self._standings, every_seconds=lag_seconds, caught_up=lambda: metrics.PROJECTION_LAG.set(0)
+        )
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -153,6 +160,7 @@ class ProjectionRuntime:
             log.warning("worker.poll.failed", worker=self._group, error=repr(error))
             await asyncio.sleep(_RETRY_SECONDS)
             return
+        self._show_paused()
         began = time.time_ns()
         batches: dict[TopicPartition, ProjectionBatch] = {}
         for partition in list(self._positions):
@@ -241,6 +249,11 @@ class ProjectionRuntime:
         if tracing.is_on():
             for record in records:
                 spans.processed(record, self._group, start_time=began, links=dead_letters.links(record))
+
+    def _show_paused(self) -> None:
+        opening = len(self._opening.keys() - self._positions.keys())
+        metrics.PAUSED.labels(self._group, "opening").set(0 if self._down else opening)
+        metrics.PAUSED.labels(self._group, "dependency_down").set(opening if self._down else 0)
 
     def _standings(self) -> list[Standing]:
         opening = [Standing(partition, None, self._oldest.get(partition)) for partition in self._opening]

@@ -53,7 +53,9 @@ class WorkerRuntime:
         self._runners: dict[TopicPartition, tuple[PartitionRunner, asyncio.Task[None]]] = {}
         self._paused: set[TopicPartition] = set()
         self._refused: dict[Coordinates, Failure] = {}
-        self._lag = LagReport(spec.group, lambda: [runner.standing for runner, _ in self._runners.values()])
+        self._lag = LagReport(
+            spec.group, lambda: [runner.standing for runner, _ in self._runners.values()], every_seconds=limits.lag
+        )
         self._consumer: AIOKafkaConsumer | None = None
         self._joined = False
         self._fatal: BaseException | None = None

@@ -50,3 +50,4 @@ class Limits:
     transaction: float = 15.0
     opening: float = 45.0
     dependency_probe_cap: float = 5.0
+    lag: float = 5.0

@@ -115,7 +115,9 @@ LAST_PROGRESS = Gauge(
     "orderflow_worker_last_progress_timestamp_seconds", "When something was last committed.", ["group"]
 )
 SWEPT = Counter("orderflow_swept_orders_total", "Orders that a sweep asked something of.", ["what"])
-PROJECTION_LAG = Gauge("orderflow_projection_lag_seconds", "Age of the last event projected when it was projected.")
+PROJECTION_LAG = Gauge(
+    "orderflow_projection_lag_seconds", "Age of the last event projected when it was projected; 0 once none is left."
+)
 
 BREAKER_STATE = Gauge("orderflow_breaker_state", "1 for the state that the breaker is in.", ["breaker", "state"])
 BREAKER_TRANSITIONS = Counter(
@@ -190,8 +192,11 @@ RECONCILIATION_LAST_SUCCESS = Gauge(
     "orderflow_reconciliation_last_success_timestamp_seconds", "When a reconciliation last came to its end."
 )
 RECONCILED = Counter("orderflow_reconciliation_compared_orders_total", "Orders compared, repeats included.")
-KAFKA_REACHABLE = Gauge(
-    "orderflow_kafka_reachable", "1 while so much of Kafka answers as it takes to acknowledge a record."
+KAFKA_REACHABLE = _unset(
+    Gauge(
+        "orderflow_kafka_reachable",
+        "1 while so much of Kafka answers as it takes to acknowledge a record; NaN where nobody asks.",
+    )
 )
 LOOP_LAG = Histogram(
     "orderflow_event_loop_lag_seconds", "How late the process's event loop was, looked at twice a second.",

@@ -1,7 +1,7 @@
 """Fetches the programs that the tests use beside ours, where this machine can.
 
-grpcurl, grpc-health-probe, kustomize and stripe-mock are built by Go; Chromium, kcat and promtool come from
-Debian's packages. Where one cannot be had, the tests that need it are skipped and say so.
+grpcurl, grpc-health-probe, kustomize and stripe-mock are built by Go; Chromium, kcat, promtool and Prometheus come
+from Debian's packages. Where one cannot be had, the tests that need it are skipped and say so.
 """
 
 import os
@@ -18,6 +18,7 @@ GO_TOOLS = {
     "kustomize": "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1",
 }
 DEBIAN_PACKAGES = ("kcat", "chromium")
+OF_PROMETHEUS = ("promtool", "prometheus")
 
 
 def folder() -> pathlib.Path:
@@ -39,27 +40,29 @@ def main() -> None:
         if find(name) is None and shutil.which("go"):
             _try(f"building {name} (once, up to a minute)", ["go", "install", module], {"GOBIN": str(folder())})
     packages = [name for name in DEBIAN_PACKAGES if find(name) is None]
-    if (packages or find("promtool") is None) and shutil.which("apt-get") and os.geteuid() == 0:
+    lacks_prometheus = any(find(name) is None for name in OF_PROMETHEUS)
+    if (packages or lacks_prometheus) and shutil.which("apt-get") and os.geteuid() == 0:
         _try("updating Debian's package lists", ["apt-get", "update", "-qq"], {})
         for name in packages:
             install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", name]
             _try(f"installing {name}", install, {"DEBIAN_FRONTEND": "noninteractive"})
-    if find("promtool") is None and shutil.which("apt-get"):
-        _take_promtool()
-    missing = [name for name in (*GO_TOOLS, *DEBIAN_PACKAGES, "promtool") if find(name) is None]
+    if lacks_prometheus and shutil.which("apt-get"):
+        _take_prometheus()
+    missing = [name for name in (*GO_TOOLS, *DEBIAN_PACKAGES, *OF_PROMETHEUS) if find(name) is None]
     if missing:
         print(f"not to be had here: {', '.join(missing)}; tests that need them are skipped", file=sys.stderr)  # noqa: T201
 
 
-def _take_promtool() -> None:
-    """Takes it out of the package of Prometheus, which would start a server if it were installed."""
+def _take_prometheus() -> None:
+    """Takes its programs out of the package, which would start a server if it were installed."""
     with tempfile.TemporaryDirectory(prefix="orderflow-") as name:
         scratch = pathlib.Path(name)
         scratch.chmod(0o755)  # apt-get downloads as a user of its own
         take = f"cd {name} && apt-get download -qq prometheus && dpkg-deb --extract prometheus_*.deb ."
-        _try("fetching promtool", ["sh", "-c", take], {})
-        if (scratch / "usr/bin/promtool").exists():
-            shutil.copy2(scratch / "usr/bin/promtool", folder() / "promtool")
+        _try("fetching Prometheus and promtool", ["sh", "-c", take], {})
+        for name in OF_PROMETHEUS:
+            if (scratch / "usr/bin" / name).exists():
+                shutil.copy2(scratch / "usr/bin" / name, folder() / name)
 
 
 def _try(what: str, command: list[str], environment: dict[str, str]) -> None:

@@ -379,6 +379,7 @@ async def _projector(parts: _Parts) -> AsyncIterator[Runtime]:
         read_model=Projection(parts.database),
         kafka=parts.settings.kafka,
         client_id=parts.client_id,
+        lag_seconds=parts.settings.worker.lag_seconds,
     )
 
 
@@ -579,6 +580,7 @@ def _limits(settings: Settings) -> Limits:
         drain=worker.drain_seconds,
         transaction=worker.transaction_timeout,
         dependency_probe_cap=worker.dependency_probe_cap,
+        lag=worker.lag_seconds,
     )
 
 

@@ -107,6 +107,12 @@ def test_what_a_process_says_without_meaning_it_is_unknown() -> None:
     page = "orderflow_projection_lag_seconds 0.0\n"
     both = workers([a_process("order-processor", page), a_process("projector", page, address="b:1")], 0.0)
     assert [each.behind for each in both] == [None, 0.0]
+    assert [each.age for each in both] == [None, 0.0]
+
+
+def test_the_projector_is_as_far_behind_as_its_oldest_record_or_its_last_event() -> None:
+    page = content.worker("projector", age=2) + "orderflow_projection_lag_seconds 7.5\n"
+    assert [each.age for each in workers([a_process("projector", page)], 0.0)] == [7.5]
 
 
 def test_being_busy_holds_nothing_up() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.alerts import ROOT, Rule, alerts
+from tests.deploy.runbook import RUNBOOK, anchor, entries
 
-RUNBOOK = ROOT / "docs/runbook.md"
 PAGES = ("runbook", "deployment", "scaling", "upgrades")
 CLASS = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|UNDECODABLE")
 PARTS = ("Means", "See", "Do", "Over")
@@ -20,19 +20,8 @@ KEPT = re.compile(r"HANDLING_LIMIT|UNEXPECTED_ERROR|GATEWAY_[A-Z_]+")
 FAILURES = {"Permanent", "Transient", "GatewayRefused", "ChargeUnknown", "KeyClosed", "_require", "__init__"}
 
 
-def anchor(heading: str) -> str:
-    """Returns a heading's anchor, as GitHub makes it."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
 def anchors(page: Path) -> set[str]:
     return {anchor(heading) for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)}
-
-
-def entries() -> dict[str, str]:
-    """Returns the text of each entry by its heading."""
-    parts = re.split(r"^### (.+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
-    return {heading: text.partition("\n## ")[0] for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert.name)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from prometheus_client import REGISTRY
 
 from devstack import KafkaBroker
 from domain.failures import DependencyDown
@@ -52,6 +53,10 @@ class Bench:
         while (found := await self.views.revision(event.order.order_id)) < event.revision:
             assert asyncio.get_running_loop().time() < deadline, f"revision {found} and not {event.revision}"
             await asyncio.sleep(0.02)
+
+    def paused(self) -> float | None:
+        labels = {"group": self.group, "reason": "dependency_down"}
+        return REGISTRY.get_sample_value("orderflow_worker_paused_partitions", labels)
 
     async def failures(self) -> list[DeadLetter]:
         rows = await engines.fetch(self.database, "select dead_letter from projection_failures order by record_offset")
@@ -226,11 +231,13 @@ async def test_a_database_that_is_away_is_waited_for(bench: Bench) -> None:
         model.is_down = True
         await engines.send_events(bench.kafka, meanwhile)
         await engines.eventually(lambda: not runtime.is_ready, "the outage is noticed")
+        await engines.eventually(lambda: bench.paused() == 1, "the partition is shown to wait for it")
         assert await bench.views.revision(meanwhile[0].order.order_id) == 0
         model.is_down = False
         await bench.until_revision(meanwhile[2])
         await bench.positions_at_end()
         await engines.eventually(lambda: runtime.is_ready, "the recovery is noticed")
+        await engines.eventually(lambda: bench.paused() == 0, "nothing waits any more")
     assert len(await bench.views.history(meanwhile[0].order.order_id)) == 4
 
 

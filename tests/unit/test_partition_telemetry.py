@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from aiokafka import TopicPartition
 from prometheus_client import REGISTRY
 
 from domain.failures import DependencyDown, Permanent, Transient
@@ -158,6 +159,22 @@ async def test_lag_and_age_are_those_of_what_is_not_done_and_end_with_the_partit
         await report.report(Consumer(end=9))  # type: ignore[arg-type]
         assert REGISTRY.get_sample_value(ages[0], {"group": ran.group, **ages[1]}) is None
         assert ran.runner.paused_by == "busy"
+
+
+async def test_a_group_has_caught_up_when_nothing_is_left_in_any_partition() -> None:
+    first, second = TopicPartition("orders", 0), TopicPartition("orders", 1)
+    told: list[None] = []
+    for standings, expected in (
+        ([Standing(first, 1, None), Standing(second, 1, None)], 1),
+        ([], 1),  # another process shows what there is
+        ([Standing(first, 1, None), Standing(second, 0, None)], 0),
+        ([Standing(first, 1, None), Standing(second, 1, 9.0)], 0),
+        ([Standing(first, 1, None), Standing(second, None, None)], 0),  # not opened yet
+    ):
+        told.clear()
+        report = LagReport("g", lambda standings=standings: standings, caught_up=lambda: told.append(None))  # type: ignore[misc]
+        await report.report(Consumer(end=1))  # type: ignore[arg-type]
+        assert len(told) == expected, standings
 
 
 async def test_events_count_by_status_and_currency_once_they_are_committed(kafka: Producer) -> None:
