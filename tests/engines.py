@@ -125,6 +125,18 @@ async def fetch(database: Database, sql: str, *arguments: object) -> list[dict[s
         return [dict(row) for row in await connection.fetch(sql, *arguments)]
 
 
+async def until_waiting(database: Database, count: int) -> None:
+    """Waits until so many transactions of this database wait for a lock."""
+    async with asyncio.timeout(10):
+        while True:
+            (row,) = await fetch(
+                database,
+                "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()",
+            )
+            if row["count"] == count:
+                return
+
+
 # -- Kafka -------------------------------------------------------------------------------------------------------------
 
 

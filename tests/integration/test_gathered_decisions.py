@@ -61,18 +61,6 @@ async def level(stock: Stock, sku: str) -> StockLevel:
     return found
 
 
-async def until_waiting(database: Database, count: int) -> None:
-    """Waits until so many transactions of this database wait for a lock."""
-    async with asyncio.timeout(10):
-        while True:
-            (row,) = await engines.fetch(
-                database,
-                "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()",
-            )
-            if row["count"] == count:
-                return
-
-
 async def test_a_hot_sku_is_updated_once_for_all(own_database: Database) -> None:
     sku, stock = a_sku(), Stock(own_database)
     await stock.set_available(sku, 60)
@@ -273,9 +261,9 @@ async def test_two_processes_decide_the_same_records_at_once(
         async with database.transaction() as connection:
             await connection.execute("select from stock where sku = $1 for update", sku)
             one = asyncio.create_task(accept_all(first, *orders))
-            await until_waiting(database, 1)
+            await engines.until_waiting(database, 1)
             other = asyncio.create_task(accept_all(second, *reversed(orders)))
-            await until_waiting(database, 2)
+            await engines.until_waiting(database, 2)
         answers, mirrored = await asyncio.gather(one, other)
     assert [told(each) for each in answers] == ["PROCESSING"] * 3 + ["OUT_OF_STOCK"] * 2
     assert mirrored[::-1] == answers
@@ -293,9 +281,9 @@ async def test_a_copy_that_another_process_decides_meanwhile_emits_nothing(
         async with database.transaction() as connection:
             await connection.execute("select from stock where sku = $1 for update", sku)
             one = asyncio.create_task(accept_all(first, record))
-            await until_waiting(database, 1)
+            await engines.until_waiting(database, 1)
             other = asyncio.create_task(accept_all(second, beside, copy))
-            await until_waiting(database, 2)
+            await engines.until_waiting(database, 2)
         (answer,), (new, copied) = await asyncio.gather(one, other)
     assert (told(answer), told(new), copied) == ("PROCESSING", "PROCESSING", [])
     assert (await level(stock, sku)).held == 2
