@@ -161,4 +161,4 @@ class NotificationService:
         return await self._intents.decide(delivery, events.notification_failed(delivery, details, now=self._now()))
 
     def _count(self, outcome: str) -> None:
-        metrics.NOTIFICATIONS.labels(channel_name(self._which), outcome).inc()
+        metrics.of(metrics.NOTIFICATIONS, channel_name(self._which), outcome).inc()
