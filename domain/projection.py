@@ -24,4 +24,4 @@ class ProjectionBatch:
 
 
 class PositionMoved(Exception):
-    """Another process has moved the partition's position: nothing of the batch was written."""
+    """Another process has moved a partition's position: nothing was written."""

@@ -2,7 +2,7 @@
 
 Invariants (semantics 32):
 - A batch is written together with the position it leads to, and only if the position is where the batch began: a
-  process that lost the partition writes nothing.
+  process that lost the partition writes nothing. What one poll fetched is one transaction, unless a position moved.
 - The position kept is the consumer's, past transaction markers, not the last offset plus one.
 - A record that cannot be read is recorded in the database and passed; nothing is written to Kafka.
 - A consumer with which a partition does not open is replaced: it is never alive and idle.
@@ -31,7 +31,7 @@ from messaging.partition import ConsumerStuckError, GroupOffsetLostError
 from messaging.topics import DEAD_LETTERS, Topic
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from settings import KafkaSettings
-from telemetry import logs, metrics
+from telemetry import logs, metrics, tracing
 
 log = logs.get()
 
@@ -45,8 +45,11 @@ _LAST_BATCH_SECONDS: Final = 1.0
 class ReadModel(Protocol):
     """Where batches go. Every method raises DependencyDown when it is away."""
 
-    async def apply(self, batch: ProjectionBatch) -> None:
-        """Writes the batch and moves the position. Raises PositionMoved if it is not where the batch begins."""
+    async def apply(self, *batches: ProjectionBatch) -> None:
+        """Writes batches and moves their positions: all, or nothing.
+
+        Raises PositionMoved if one of them does not begin where its position is.
+        """
         ...
 
     async def position(self, topic: str, partition: int) -> int | None:
@@ -87,7 +90,6 @@ class ProjectionRuntime:
         self._consumer: AIOKafkaConsumer | None = None
         self._down = False
         self._joined = False
-        self._assignment = 0
 
     @property
     def registers(self) -> tuple[Topic, ...]:
@@ -151,25 +153,24 @@ class ProjectionRuntime:
             log.warning("worker.poll.failed", worker=self._group, error=repr(error))
             await asyncio.sleep(_RETRY_SECONDS)
             return
-        assignment = self._assignment
+        began = time.time_ns()
+        batches: dict[TopicPartition, ProjectionBatch] = {}
         for partition in list(self._positions):
-            if assignment != self._assignment or partition not in self._positions:
-                continue  # a rebalance came while a batch was written: what was fetched before it comes again
             records = fetched.get(partition, ())
-            began = time.time_ns()
             position: int = await consumer.position(partition)  # does not wait: the partition has one
             idle = asyncio.get_running_loop().time() - self._written.get(partition, 0.0) > _IDLE_SECONDS
             if records or (idle and position > self._positions[partition]):
                 if records:
                     self._oldest[partition] = records[0].timestamp / 1000
-                if await self._write(consumer, partition, self._read(partition, records, position)):
-                    self._oldest.pop(partition, None)
-                    self._projected(records, began)
+                batches[partition] = self._read(partition, records, position)
+        for partition in await self._write(consumer, batches):
+            self._oldest.pop(partition, None)
+            self._projected(fetched.get(partition, ()), began)
 
     def _read(self, partition: TopicPartition, records: Sequence[ConsumerRecord], position: int) -> ProjectionBatch:
         batch = ProjectionBatch(partition.topic, partition.partition, self._positions[partition], position)
+        metrics.of(metrics.CONSUMED, "kafka", "poll", partition.topic, self._group).inc(len(records))
         for record in records:
-            metrics.CONSUMED.labels("kafka", "poll", record.topic, self._group).inc()
             at = Coordinates(record.topic, record.partition, record.offset)
             if record.topic == DEAD_LETTERS.name:
                 batch.dead_letters.append((at, dead_letters.parse(record)))
@@ -183,40 +184,63 @@ class ProjectionRuntime:
                 batch.failures.append((at, _failed(record, self._group, failure)))
         return batch
 
-    async def _write(self, consumer: AIOKafkaConsumer, partition: TopicPartition, batch: ProjectionBatch) -> bool:
-        """Tells whether it was written; else the partition begins anew where it stood."""
+    async def _write(
+        self, consumer: AIOKafkaConsumer, batches: dict[TopicPartition, ProjectionBatch]
+    ) -> Iterable[TopicPartition]:
+        """Writes what was fetched and returns whose batches were written: the others begin anew where they stood."""
+        if not batches:
+            return ()
         started = time.perf_counter()
         try:
-            await self._read_model.apply(batch)
-            if batch.events:
+            await self._read_model.apply(*batches.values())
+            if any(batch.events for batch in batches.values()):
                 fault_points.reached("W12")
         except DependencyDown as down:
             if not self._down:
                 self._down = True
                 log.warning("worker.dependency.down", group=self._group, dependency=down.dependency, error=str(down))
-            self._reopen(consumer, partition)
-            return False
+            for partition in batches:
+                self._reopen(consumer, partition)
+            return ()
         except PositionMoved:
+            if len(batches) > 1:
+                return await self._write_one_by_one(consumer, batches)
+            [(partition, batch)] = batches.items()
             log.warning("projector.position.moved", topic=batch.topic, partition=batch.partition)
             self._reopen(consumer, partition)
-            return False
-        if partition in self._positions:  # a rebalance may have taken it meanwhile
-            self._positions[partition] = batch.ends
-            self._written[partition] = asyncio.get_running_loop().time()
-        metrics.PROCESS_DURATION.labels("kafka", "process", batch.topic, self._group, "").observe(
-            time.perf_counter() - started
-        )
-        metrics.LAST_PROGRESS.labels(self._group).set_to_current_time()
-        if batch.events:
-            occurred = batch.events[-1][1].occur_time.ToDatetime(datetime.UTC)
-            metrics.PROJECTION_LAG.set((datetime.datetime.now(datetime.UTC) - occurred).total_seconds())
-        return True
+            return ()
+        self._written_since(started, batches)
+        return batches
+
+    async def _write_one_by_one(
+        self, consumer: AIOKafkaConsumer, batches: dict[TopicPartition, ProjectionBatch]
+    ) -> Iterable[TopicPartition]:
+        written: list[TopicPartition] = []
+        for partition, batch in batches.items():
+            if self._positions.get(partition) == batch.begins:  # it was not taken, or opened anew, meanwhile
+                written += await self._write(consumer, {partition: batch})
+        return written
+
+    def _written_since(self, started: float, batches: dict[TopicPartition, ProjectionBatch]) -> None:
+        """Notes that the batches were written: it began at `started`, in seconds of the performance counter."""
+        duration, now = time.perf_counter() - started, datetime.datetime.now(datetime.UTC)
+        for partition, batch in batches.items():
+            if self._positions.get(partition) == batch.begins:  # a rebalance may have taken it meanwhile
+                self._positions[partition] = batch.ends
+                self._written[partition] = asyncio.get_running_loop().time()
+        for topic in {batch.topic for batch in batches.values()}:
+            metrics.of(metrics.PROCESS_DURATION, "kafka", "process", topic, self._group, "").observe(duration)
+        metrics.of(metrics.LAST_PROGRESS, self._group).set_to_current_time()
+        last = [batch.events[-1][1].occur_time.ToDatetime(datetime.UTC) for batch in batches.values() if batch.events]
+        if last:
+            metrics.PROJECTION_LAG.set((now - min(last)).total_seconds())
 
     def _projected(self, records: Sequence[ConsumerRecord], began: int) -> None:
         for topic, count in collections.Counter(record.topic for record in records).items():
             metrics.DONE.labels(self._group, topic, "handled").inc(count)
-        for record in records:
-            spans.processed(record, self._group, start_time=began, links=dead_letters.links(record))
+        if tracing.is_on():
+            for record in records:
+                spans.processed(record, self._group, start_time=began, links=dead_letters.links(record))
 
     def _standings(self) -> list[Standing]:
         opening = [Standing(partition, None, self._oldest.get(partition)) for partition in self._opening]
@@ -230,7 +254,6 @@ class ProjectionRuntime:
         if self._consumer is None or consumer is not self._consumer:
             return  # it is being closed: a join that was under way has ended after all
         self._joined = True
-        self._assignment += 1
         metrics.REBALANCES.labels(self._group).inc()
         for partition in partitions:
             self._reopen(consumer, partition)

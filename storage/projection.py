@@ -1,4 +1,4 @@
-"""The read model as the projector writes it: each batch of a partition in one transaction with the position.
+"""The read model as the projector writes it: batches in one transaction with the positions that they lead to.
 
 Nothing is brought back while the topics still have it: what comes of an order that was purged is left out, and the
 contact data of erased users (semantics 34 and 35).
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from storage.database import Connection
 
 
+_MOVE: Final = (
+    "with asked as (select * from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])"
+    " as asked (topic, partition, begins, ends)),"
+    " held as (select topic, partition, ends from projection_positions join asked using (topic, partition)"
+    " where position = begins"
+    " order by topic, partition for no key update of projection_positions)"  # one lock order everywhere
+    " update projection_positions set position = held.ends from held"
+    " where projection_positions.topic = held.topic and projection_positions.partition = held.partition"
+)
 _KEY: Final = 128  # characters of a text that is indexed: a forged header may be longer than an index takes
 _YEAR_10000: Final = 253_402_300_800  # in seconds since 1970
 
@@ -58,32 +67,33 @@ class Projection:
                 position,
             )
 
-    async def apply(self, batch: ProjectionBatch) -> None:
-        """Writes the batch and moves the position.
+    async def apply(self, *batches: ProjectionBatch) -> None:
+        """Writes batches of different partitions together, and moves their positions.
 
         Raises:
-            PositionMoved: the position is not where the batch begins.
+            PositionMoved: the position is not where the batch begins, for one of them at least: nothing was written.
             DependencyDown: PostgreSQL is away.
         """
         async with self._database.transaction() as connection:
-            moved = await connection.fetchval(
-                "update projection_positions set position = $4"
-                " where topic = $1 and partition = $2 and position = $3 returning true",
-                batch.topic,
-                batch.partition,
-                batch.begins,
-                batch.ends,
+            moved = await connection.execute(
+                _MOVE,
+                [batch.topic for batch in batches],
+                [batch.partition for batch in batches],
+                [batch.begins for batch in batches],
+                [batch.ends for batch in batches],
             )
-            if not moved:
+            if moved != f"UPDATE {len(batches)}":
                 raise PositionMoved
-            known = await forgotten.look(connection, [event.order for _, event in batch.events])
-            events = [(at, event) for at, event in batch.events if event.order.order_id not in known.purged]
+            arrived = [each for batch in batches for each in batch.events]
+            known = await forgotten.look(connection, [event.order for _, event in arrived])
+            events = [(at, event) for at, event in arrived if event.order.order_id not in known.purged]
             erased = erasures.clear(known.erased, [event.order for _, event in events])
-            await erased_letters.clear_arriving(connection, batch)
+            for batch in batches:
+                await erased_letters.clear_arriving(connection, batch)
             await _write_history(connection, events)
             await _write_views(connection, [event for _, event in events if event.revision > 0])
-            await _write_dead_letters(connection, batch.dead_letters)
-            await _write_failures(connection, batch.failures)
+            await _write_dead_letters(connection, [each for batch in batches for each in batch.dead_letters])
+            await _write_failures(connection, [each for batch in batches for each in batch.failures])
             if erased:  # what was projected of them before the erasure, and was not known to be theirs
                 await erasures.clear_history(connection, known.erased, [order.order_id for order in erased])
             await order_notices.notify(connection, (event.order.order_id for _, event in events if event.revision > 0))

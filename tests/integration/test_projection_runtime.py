@@ -196,13 +196,16 @@ class Interrupted:
         self.may_write = asyncio.Event()
         self.may_write.set()
         self.writing = asyncio.Event()
+        self.writes: list[set[str]] = []
+        """The topics of each write."""
 
-    async def apply(self, batch: ProjectionBatch) -> None:
+    async def apply(self, *batches: ProjectionBatch) -> None:
+        self.writes.append({batch.topic for batch in batches})
         self.writing.set()
         await self.may_write.wait()
         if self.is_down:
             raise DependencyDown("postgres", "away")
-        await self._model.apply(batch)
+        await self._model.apply(*batches)
 
     async def position(self, topic: str, partition: int) -> int | None:
         if self.is_down:
@@ -229,6 +232,31 @@ async def test_a_database_that_is_away_is_waited_for(bench: Bench) -> None:
         await bench.positions_at_end()
         await engines.eventually(lambda: runtime.is_ready, "the recovery is noticed")
     assert len(await bench.views.history(meanwhile[0].order.order_id)) == 4
+
+
+async def test_what_waits_on_several_partitions_is_one_write(bench: Bench) -> None:
+    model = Interrupted(bench.model)
+    runtime, life = bench.runtime(model), life_of_an_order()
+    elsewhere = order_created(an_order(order_id=engines.order_ids(1, topics.ORDERS, partition=1)[0]))
+    async with engines.running(runtime):
+        await engines.eventually(
+            lambda: len(runtime._positions) == sum(topic.partitions for topic in topics.ALL), "all partitions are open"
+        )
+        model.may_write.clear()
+        await engines.send_events(bench.kafka, [elsewhere])
+        await asyncio.wait_for(model.writing.wait(), engines.DEADLINE)
+        await engines.send_events(bench.kafka, life)
+        ends = await engines.ends(bench.kafka, topics.ORDERS, topics.PAYMENTS, topics.NOTIFICATIONS)
+        consumer = runtime._consumer
+        assert consumer is not None
+        await engines.eventually(
+            lambda: all((consumer.highwater(each) or 0) >= end for each, end in ends.items() if each.partition == 0),
+            "all of it is fetched",
+        )
+        model.may_write.set()
+        await bench.until_revision(life[2])
+        await bench.positions_at_end()
+    assert {"orders", "payments", "notifications"} in model.writes
 
 
 async def test_a_position_that_has_moved_is_read_again(bench: Bench) -> None:

@@ -86,6 +86,53 @@ async def test_of_two_writers_at_once_one_wins(projection: Projection, topic: st
     assert sum(isinstance(answer, PositionMoved) for answer in answers) == 4
 
 
+async def test_batches_of_several_partitions_are_written_together(
+    projection: Projection, views: OrderViews, topic: str
+) -> None:
+    order, others = an_order(), a_group()
+    created, processing, paid = history_of(order)
+    await projection.begin(topic, 0, 5)
+    await projection.begin(others, 0, 7)
+    await projection.apply(batch(topic, 5, created, processing), batch(others, 7, paid))
+    assert await views.history(order.order_id) == [created, processing, paid]
+    assert await views.get(order.order_id) == OrderView(paid.order, CALLER)
+    assert (await projection.position(topic, 0), await projection.position(others, 0)) == (7, 8)
+
+
+async def test_of_batches_of_which_one_is_a_zombies_none_is_written(
+    projection: Projection, views: OrderViews, topic: str
+) -> None:
+    event, others = order_created(), a_group()
+    await projection.begin(topic, 0, 5)
+    await projection.begin(others, 0, 7)
+    with pytest.raises(PositionMoved):
+        await projection.apply(batch(topic, 5, event), ProjectionBatch(others, 0, 6, 8))
+    assert await views.history(event.order.order_id) == []
+    assert (await projection.position(topic, 0), await projection.position(others, 0)) == (5, 7)
+
+
+async def test_two_writers_of_the_same_partitions_do_not_block_each_other_for_good(
+    database: Database, topic: str
+) -> None:
+    """Each has the partitions in an order of its own, and somebody else holds one in between."""
+    projection = Projection(database)
+    batches = [ProjectionBatch(topic, partition, 0, 1) for partition in range(3)]
+    for each in batches:
+        await projection.begin(each.topic, each.partition, each.begins)
+    async with database.transaction() as connection:
+        await connection.execute(
+            "select from projection_positions where topic = $1 and partition = 1 for update", topic
+        )
+        one = asyncio.create_task(projection.apply(*batches))
+        await engines.until_waiting(database, 1)
+        other = asyncio.create_task(projection.apply(*reversed(batches)))
+        await engines.until_waiting(database, 2)
+    # A deadlock would be a DependencyDown.
+    assert await one is None
+    with pytest.raises(PositionMoved):
+        await other
+
+
 async def test_events_become_a_view_and_a_history(projection: Projection, views: OrderViews, topic: str) -> None:
     order = an_order()
     events = history_of(order)
