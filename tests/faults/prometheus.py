@@ -1,5 +1,6 @@
 """A real Prometheus on loopback, with the alert rules scaled in time."""
 
+import contextlib
 import dataclasses
 import fractions
 import pathlib
@@ -23,12 +24,11 @@ _ABOUT: Final = ("group", "component", "breaker", "state", "channel", "instance"
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """An alert of a rule."""
+    """An alert that fires."""
 
     name: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
-    is_firing: bool
 
     def has(self, labels: Mapping[str, str]) -> bool:
         """Whether it has these labels, and perhaps more."""
@@ -59,7 +59,7 @@ class Prometheus:
                 }
             )
         )
-        self._url = f"http://{LOOPBACK}:{port}"
+        self._client = httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False, timeout=10)
         self._process = ManagedProcess(
             "prometheus",
             [
@@ -80,22 +80,22 @@ class Prometheus:
         async def ready() -> bool:
             if not self._process.running:
                 raise self._process.died()
-            async with httpx.AsyncClient(base_url=self._url, trust_env=False) as client:
-                try:
-                    return (await client.get("/-/ready")).is_success
-                except httpx.HTTPError:
-                    return False
+            with contextlib.suppress(httpx.TransportError):
+                return (await self._client.get("/-/ready")).is_success
+            return False
 
         await eventually(ready, within=30, what="a Prometheus that is ready")
 
     async def stop(self) -> None:
+        await self._client.aclose()
         await self._process.stop(10)
 
-    async def alerts(self) -> list[Alert]:
-        """Returns the alerts that are pending or firing."""
+    async def firing(self) -> list[Alert]:
+        """Returns the alerts that fire."""
         return [
-            Alert(each["labels"]["alertname"], each["labels"], each["annotations"], each["state"] == "firing")
+            Alert(each["labels"]["alertname"], each["labels"], each["annotations"])
             for each in (await self._get("/api/v1/alerts"))["alerts"]
+            if each["state"] == "firing"
         ]
 
     async def query(self, expression: str) -> list[dict[str, str]]:
@@ -110,7 +110,6 @@ class Prometheus:
         return {(each["alertname"], next((each[label] for label in _ABOUT if label in each), "")) for each in fired}
 
     async def _get(self, path: str, **parameters: str) -> Any:
-        async with httpx.AsyncClient(base_url=self._url, trust_env=False, timeout=10) as client:
-            answer = (await client.get(path, params=parameters)).raise_for_status().json()
+        answer = (await self._client.get(path, params=parameters)).raise_for_status().json()
         assert answer["status"] == "success", answer
         return answer["data"]

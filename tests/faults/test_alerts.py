@@ -154,7 +154,7 @@ async def test_records_are_poisoned(watched: WatchedSystem, client: OrdersClient
 
 async def test_a_worker_is_dead(watched: WatchedSystem, client: OrdersClient) -> None:
     operator = watched.operator
-    async with watched.only({("OrderflowRoleDown", "payment-processor")}):
+    async with watched.only({("OrderflowRoleDown", "payment-processor"), ("OrderflowOrdersOverdue", "processing")}):
         watched.processes["payment-processor"].kill()
         placed = await orders.place(client)
         nobody = await watched.alert("OrderflowRoleDown", component="payment-processor")
@@ -177,7 +177,7 @@ async def test_a_worker_is_dead(watched: WatchedSystem, client: OrdersClient) ->
 async def test_lag_grows(watched: WatchedSystem, client: OrdersClient) -> None:
     """The gateway has become slow, and the payment processor may ask it one thing at a time."""
     operator, group = watched.operator, "payment-processor"
-    await watched.gateway_faults(latency_seconds=0.3)
+    await watched.gateway_faults(latency_seconds=0.5)
     await watched.stop_role(group)
     watched.start_role(group, {"ORDERFLOW_WORKER_MAX_IN_FLIGHT": "1"})
     await watched.wait_healthy([group])
@@ -186,19 +186,26 @@ async def test_lag_grows(watched: WatchedSystem, client: OrdersClient) -> None:
         items=[item("SKU-1", 2, 1999, "EUR")],
         payment_method="pm_card_visa",
         email="a@example.com",
+        muted_channels=["NOTIFICATION_CHANNEL_EMAIL"],
     )
 
     async def place() -> None:
-        async for result in client.create_orders([order] * 25):
+        async for result in client.create_orders([order] * 20):
             result.get()
 
-    # An order that waits for so long is too old, and overdue, as well.
-    async with watched.only({("OrderflowOldestRecordTooOld", group), ("OrderflowOrdersOverdue", "processing")}):
+    # An order that waits for so long is too old, and overdue, as well. And a restart takes seconds, here as elsewhere.
+    pages = {("OrderflowOldestRecordTooOld", group), ("OrderflowOrdersOverdue", "processing")}
+    async with watched.only(pages | {("OrderflowRoleDown", group)}):
         async with meanwhile(place, every=1):
             rises = await watched.alert("OrderflowLagRises", group=group)
             await watched.console_shows("the lag", lambda board: lag(board, group) > 100)
             operator.reads(rises, "*Slots*: are all used?")
-            assert observer.metric(watched.metrics_address(group), "orderflow_worker_slots", state="free") == 0
+
+            async def all_are_used() -> bool:
+                """One for each partition of `orders`."""
+                return observer.metric(watched.metrics_address(group), "orderflow_worker_slots", state="used") >= 3
+
+            await observer.eventually(all_are_used, within=10, what="three slots in use")
             operator.reads(rises, "raise `ORDERFLOW_WORKER_MAX_IN_FLIGHT` and restart the group's processes")
             await watched.stop_role(group)
             watched.start_role(group)
@@ -251,31 +258,40 @@ async def test_the_mail_server_is_away(watched: WatchedSystem, client: OrdersCli
         await watched.resolved(waits)
 
 
-@pytest.mark.heavy
-async def test_reads_are_behind(watched: WatchedSystem, client: OrdersClient) -> None:
-    """A statement of the projector's takes over a second."""
-    operator = watched.operator
+@contextlib.asynccontextmanager
+async def slow_statement(watched: WatchedSystem) -> AsyncIterator[asyncpg.Connection]:
+    """A statement of the projector's takes over a second, until the trigger is dropped."""
     connection = await asyncpg.connect(watched.postgres.dsn)
-    async with watched.only({("OrderflowProjectionBehind", ""), ("OrderflowOldestRecordTooOld", "projector")}):
+    try:
         await connection.execute(
             "create function slow() returns trigger language plpgsql as"
-            " $$ begin perform pg_sleep(1.5); return null; end $$;"
+            " $$ begin perform pg_sleep(1.2); return null; end $$;"
             " create trigger slow before insert on order_events for each statement execute function slow()"
         )
+        yield connection
+    finally:
+        await connection.execute("drop trigger if exists slow on order_events; drop function slow()")
+        await connection.close()
+
+
+@pytest.mark.heavy
+async def test_reads_are_behind(watched: WatchedSystem, client: OrdersClient) -> None:
+    operator = watched.operator
+    pages = {("OrderflowProjectionBehind", ""), ("OrderflowOldestRecordTooOld", "projector")}
+    async with watched.only(pages), slow_statement(watched) as database:
         async with meanwhile(lambda: orders.place(client), every=0.5):
             behind = await watched.alert("OrderflowProjectionBehind")
             await watched.console_shows("by how much", lambda board: oldest(board, "projector") > 1)
         operator.reads(behind, "its statements' duration")
         durations = "sum by (component, le) (rate(db_client_operation_duration_seconds_bucket[10s]))"
         slow = await watched.prometheus.query(f"histogram_quantile(0.9, {durations}) > 1")
-        assert [each["component"] for each in slow] == ["projector"]
+        assert "projector" in {each["component"] for each in slow}
         operator.reads(behind, "PostgreSQL slow: mend that")
-        await connection.execute("drop trigger slow on order_events; drop function slow()")
+        await database.execute("drop trigger slow on order_events")
 
         operator.reads(behind, "**Over:** `orderflow_projection_lag_seconds` is below 1")
         await watched.resolved(behind)
         await watched.console_shows("that they are not", lambda board: oldest(board, "projector") < 1)
-    await connection.close()
 
 
 def oldest(board: Board, name: str) -> float:
@@ -289,4 +305,4 @@ async def test_nothing_is_wrong(watched: WatchedSystem, client: OrdersClient) ->
     assert set(ROLES) <= {each["component"] for each in await watched.prometheus.query("up == 1")}
     async with watched.only(set()):
         await all_paid(client, [await orders.place(client) for _ in range(10)])
-        assert await watched.prometheus.alerts() == []
+        assert await watched.prometheus.firing() == []

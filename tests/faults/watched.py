@@ -96,8 +96,8 @@ class WatchedSystem(ObservedSystem):
         """Waits until Prometheus says that an alert with the labels fires."""
 
         async def fires() -> Alert | None:
-            found = (each for each in await self.prometheus.alerts() if each.name == name and each.has(labels))
-            return next((each for each in found if each.is_firing), None)
+            firing = await self.prometheus.firing()
+            return next((each for each in firing if each.name == name and each.has(labels)), None)
 
         found = await eventually(fires, within=within, what=f"{name} {labels} fires")
         assert found is not None
@@ -105,11 +105,11 @@ class WatchedSystem(ObservedSystem):
         return found
 
     async def resolved(self, *alerts: Alert, within: float = _RESOLVED_SECONDS) -> None:
-        """Waits until none of the alerts is pending or firing."""
+        """Waits until none of the alerts fires."""
         names = {each.name for each in alerts}
 
         async def are_over() -> bool:
-            return not names & {each.name for each in await self.prometheus.alerts()}
+            return not names & {each.name for each in await self.prometheus.firing()}
 
         await eventually(are_over, within=within, what=f"the end of {', '.join(names)}")
 
@@ -122,14 +122,14 @@ class WatchedSystem(ObservedSystem):
         assert fired <= pages, f"nothing is a reason for {fired - pages}"
 
     async def quiet(self) -> None:
-        """Waits until every process is scraped and no alert is pending or firing."""
+        """Waits until every process is scraped and no alert fires."""
         up: list[dict[str, str]] = []
         alerts: list[Alert] = []
 
         async def is_quiet() -> bool:
             nonlocal up, alerts
             up = await self.prometheus.query('up{job="orderflow"} == 1')
-            alerts = await self.prometheus.alerts()
+            alerts = await self.prometheus.firing()
             return len(up) == len(self.roles) and not alerts
 
         try:
