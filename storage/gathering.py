@@ -35,17 +35,20 @@ class Gathering(Generic[Call, Answer]):
         weigh: Callable[[Call], int],
         heaviest: int,
         about: Callable[[Call], Hashable] | None = None,
+        unheard: Callable[[Sequence[tuple[Call, Answer]]], Awaitable[None]] | None = None,
     ) -> None:
         """`together` returns an answer for each call; all of it has an effect, or, if it raises, nothing.
 
         A gathering has at most `most` calls that weigh at most `heaviest`; a call that is heavier goes alone. No two
-        are about the same: the second, and what came after it, waits for the next gathering.
+        are `about` the same: the second, and what came after it, waits for the next gathering.
+        `unheard` is told the answers whose callers were cancelled meanwhile, before the next gathering. Must not raise.
         """
         self._together = together
         self._most = most
         self._weigh = weigh
         self._heaviest = heaviest
         self._about = about
+        self._unheard = unheard
         self._waiting: collections.deque[_Waiting[Call, Answer]] = collections.deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -107,9 +110,14 @@ class Gathering(Generic[Call, Answer]):
                 _fail(gathered, error)
                 return
         else:
+            unheard: list[tuple[Call, Answer]] = []
             for each, answer in zip(gathered, answers, strict=True):
-                if not each.answer.done():
+                if each.answer.done():
+                    unheard.append((each.call, answer))
+                else:
                     each.answer.set_result(answer)
+            if unheard and self._unheard is not None:
+                await self._unheard(unheard)
             return
         middle = len(gathered) // 2
         await self._answer(gathered[:middle])
