@@ -24,11 +24,6 @@ COLUMNS: Final = (
 _FIND: Final = f"select {COLUMNS}, caller from orders where order_id = $1"  # noqa: S608 - a constant
 # As strong as an update of a row, and no stronger: a row that refers to the order can be inserted meanwhile.
 _LOCKED: Final = " for no key update"
-_MOVE: Final = (
-    "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = $5,"  # noqa: S608
-    " update_time = greatest(update_time, $6) where order_id = $1 and status = any($2)"
-    f" returning {COLUMNS}"
-)
 _CHANGE: Final = (
     "update orders set status = $3, payment_status = $4, revision = revision + 1, failure_reason = $5,"  # noqa: S608
     " shipment = $6, refunded_minor = $7, update_time = greatest(update_time, $8) where order_id = $1 and revision = $2"
@@ -153,24 +148,6 @@ async def change(connection: "Connection", order: Order, *, now: datetime.dateti
     return order_of(row)
 
 
-async def move(
-    connection: "Connection",
-    order_id: str,
-    event: OrderEventType,
-    *,
-    payment_status: PaymentStatus,
-    now: datetime.datetime,
-    failure_reason: str = "",
-) -> Order | None:
-    """Moves the order by compare-and-set: only if the state table allows `event` where it stands.
-
-    Returns the order after the event, or None if nothing was moved.
-    """
-    sources, target = _way(event)
-    row = await connection.fetchrow(_MOVE, order_id, sources, target, payment_status, failure_reason, now)
-    return order_of(row) if row else None
-
-
 async def move_all(
     connection: "Connection",
     event: OrderEventType,
@@ -179,9 +156,10 @@ async def move_all(
     payment_status: PaymentStatus,
     now: datetime.datetime,
 ) -> dict[str, Order]:
-    """Moves orders as `move` does. `failure_reasons` has one for the id of each, in any order.
+    """Moves orders by compare-and-set: only those that the state table allows `event` where they stand.
 
-    The transaction must hold the rows: two that lock the same ones here might wait for each other.
+    `failure_reasons` has one for the id of each, in any order. The transaction must hold the rows: two that lock the
+    same ones here might wait for each other.
 
     Returns the orders that were moved, after the event, by their ids.
     """

@@ -10,7 +10,7 @@ from domain import events
 from domain.failures import Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
-from orderflow.orders.v1.order_pb2 import LineItem, Money, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
 from storage import forgotten, order_rows, outcomes, stock
 from storage.database import Database
 from storage.gathering import Gathering
@@ -43,6 +43,7 @@ class _Answer:
     """What the gateway says of the charge that a record is about. Without a reason to decline it was approved."""
 
     delivery: Delivery
+    order_id: str
     reference: str
     decline_reason: str | None = None
 
@@ -69,7 +70,7 @@ class PaymentDecisions:
             most=_MOST,
             weigh=lambda answer: _size(answer.delivery),
             heaviest=_HEAVIEST,
-            about=lambda answer: _order_id(answer.delivery),
+            about=lambda answer: answer.order_id,
         )
 
     async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
@@ -194,7 +195,7 @@ class PaymentDecisions:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
-        return await self._booked(_Answer(delivery, gateway_reference))
+        return await self._booked(_Answer(delivery, _order_id(delivery), gateway_reference))
 
     async def declined(self, delivery: Delivery, *, reason: str, gateway_reference: str) -> list[OrderEvent]:
         """Books a declined charge: the order is PAYMENT_FAILED, its stock given back. Returns the events to emit.
@@ -202,7 +203,7 @@ class PaymentDecisions:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
-        return await self._booked(_Answer(delivery, gateway_reference, reason))
+        return await self._booked(_Answer(delivery, _order_id(delivery), gateway_reference, reason))
 
     async def _booked(self, answer: _Answer) -> list[OrderEvent]:
         with self._database.span("transaction"):
@@ -210,7 +211,7 @@ class PaymentDecisions:
         return outcomes.obey(decided, answer.delivery) if isinstance(decided, StoredOutcome) else decided
 
     async def _book_all(self, answers: Sequence[_Answer]) -> list[list[OrderEvent] | StoredOutcome]:
-        by_order = {_order_id(answer.delivery): answer for answer in answers}
+        by_order = {answer.order_id: answer for answer in answers}
 
         async def decision(connection: "Connection", deliveries: Sequence[Delivery]) -> list[list[OrderEvent]]:
             return await self._book(connection, [by_order[_order_id(delivery)] for delivery in deliveries])
@@ -221,13 +222,13 @@ class PaymentDecisions:
 
     async def _book(self, connection: "Connection", answers: Sequence[_Answer]) -> list[list[OrderEvent]]:
         now = self._now()
-        owners = await order_rows.lock_all(connection, [_order_id(answer.delivery) for answer in answers])
+        owners = await order_rows.lock_all(connection, [answer.order_id for answer in answers])
         approved, declined = dict[str, str](), dict[str, tuple[str, str]]()
         for answer in answers:
             if answer.decline_reason is None:
-                approved[_order_id(answer.delivery)] = answer.reference
+                approved[answer.order_id] = answer.reference
             else:
-                declined[_order_id(answer.delivery)] = answer.decline_reason, answer.reference
+                declined[answer.order_id] = answer.decline_reason, answer.reference
         moved: dict[str, Order] = {}
         if approved:
             moved |= await order_rows.move_all(
@@ -247,7 +248,7 @@ class PaymentDecisions:
                 now=now,
             )
             await _book_declines(connection, declined, now)
-        return [_told(answer, moved.get(_order_id(answer.delivery)), owners) for answer in answers]
+        return [_told(answer, moved.get(answer.order_id), owners) for answer in answers]
 
     async def unknown(self, delivery: Delivery) -> None:
         """Records that the gateway answered and that did not settle the charge. No outcome: a replay goes on from it.
@@ -337,11 +338,13 @@ def _told(answer: _Answer, order: Order | None, owners: Mapping[str, str]) -> li
 
 async def _settle_stock(connection: "Connection", decided: Sequence[OrderEvent]) -> None:
     """Moves what the orders hold. Last of all: everybody else who wants a hot SKU waits from here to the commit."""
-    sold, given_back = list[LineItem](), list[LineItem]()
-    for event in decided:
-        (sold if event.type == OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID else given_back).extend(event.order.items)
     if decided:
-        await stock.settle(connection, sold=sold, given_back=given_back)
+        paid = OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID
+        await stock.settle(
+            connection,
+            sold=(item for event in decided if event.type == paid for item in event.order.items),
+            given_back=(item for event in decided if event.type != paid for item in event.order.items),
+        )
 
 
 def _purged(delivery: Delivery) -> Decision:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -58,7 +58,7 @@ async def hold(connection: "Connection", items: Iterable[LineItem]) -> None:
         raise ShortageError from error
 
 
-async def settle(connection: "Connection", *, sold: Sequence[LineItem], given_back: Sequence[LineItem]) -> None:
+async def settle(connection: "Connection", *, sold: Iterable[LineItem], given_back: Iterable[LineItem]) -> None:
     """Turns what items hold into sold, and gives back what others do, of however many orders."""
     sells, returns = _units(sold), _units(given_back)
     skus = list(sells.keys() | returns.keys())

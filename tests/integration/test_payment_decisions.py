@@ -53,15 +53,14 @@ class Bench:
 
     async def cancel(self) -> None:
         async with self.database.transaction() as connection:
-            order = await order_rows.move(
+            moved = await order_rows.move_all(
                 connection,
-                self.order_id,
                 E.ORDER_EVENT_TYPE_ORDER_CANCELLED,
+                {self.order_id: ""},
                 payment_status=PaymentStatus.PAYMENT_STATUS_NONE,
                 now=self.now,
             )
-            assert order is not None
-            await stock_rows.give_back(connection, order.items)
+            await stock_rows.give_back(connection, moved[self.order_id].items)
 
     async def level(self) -> StockLevel:
         (level,) = await Stock(self.database).levels(self.sku)
