@@ -105,8 +105,9 @@ class Prometheus:
 
     async def pages_since(self, moment: float) -> set[tuple[str, str]]:
         """Returns every page that has fired since then (`time.monotonic()`), and what it is about."""
-        seconds = round(time.monotonic() - moment) + 1
-        fired = await self.query(f'max_over_time(ALERTS{{alertstate="firing",severity="page"}}[{seconds}s])')
+        # Not a moment longer: what has just ended fired before it.
+        milliseconds = int((time.monotonic() - moment) * 1000)
+        fired = await self.query(f'max_over_time(ALERTS{{alertstate="firing",severity="page"}}[{milliseconds}ms])')
         return {(each["alertname"], next((each[label] for label in _ABOUT if label in each), "")) for each in fired}
 
     async def _get(self, path: str, **parameters: str) -> Any:
