@@ -1,9 +1,14 @@
-"""One Kafka and one PostgreSQL for a test session, started when the first test asks for them."""
+"""One Kafka and one PostgreSQL for a test session, started when the first test asks for them.
+
+`make test` is two sessions side by side.
+"""
 
 from collections.abc import AsyncIterator
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling, Scheduling
 
 from devstack import KafkaBroker, PostgresServer
 from settings import DatabaseSettings, KafkaSettings
@@ -16,6 +21,21 @@ hypothesis.settings.register_profile(
     "orderflow", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("orderflow")
+
+_ONE_SYSTEM = ("tests/e2e", "tests/guarantees")
+"""Folders whose files share a running system."""
+
+
+class _BySystem(LoadFileScheduling):
+    """Gives a process all files of a folder whose tests share a system, and of the others one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return next((folder for folder in _ONE_SYSTEM if file.startswith(f"{folder}/")), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return _BySystem(config, log)
 
 
 @pytest.fixture(scope="session")

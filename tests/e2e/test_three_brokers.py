@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import itertools
+import pathlib
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from devstack.kafka import KafkaBroker
-from devstack.system import ROLES, Ports, is_serving
+from devstack.system import ROLES, Ports, System, is_serving
 from orderflow_client import CreateOrderResponse, OrderflowError, OrdersClient, OrderStatus, Unavailable
 from tests.e2e import observer, orders
 from tests.e2e.observed import ObservedSystem
@@ -190,19 +191,26 @@ async def test_one_of_three_dies_under_load(system: ObservedSystem) -> None:
     await kill_in_turn(system, [system.brokers[0]], orders_between=20)
 
 
-async def test_two_of_three_dead_and_nobody_asked_meanwhile(system: ObservedSystem) -> None:
+async def test_two_of_three_dead_and_nobody_asked_meanwhile(tmp_path: pathlib.Path) -> None:
     """It is not the calls that find it out: 15 s later the first one is told so at once."""
-    for broker in system.brokers[:2]:
-        broker.kill()
+    system = System(tmp_path, Ports.chosen(brokers=3), roles=("server",))
+    try:
+        await system.start()
+        for broker in system.brokers[:2]:
+            broker.kill()
 
-    async def told() -> bool:
-        return not await is_serving(system.server_address)
+        async def told() -> bool:
+            return not await is_serving(system.server_address)
 
-    await observer.eventually(told, within=MOST_PAUSE, what="a server that is NOT_SERVING")
-    async with OrdersClient(system.server_address) as fresh:
-        with pytest.raises(Unavailable) as refused:
-            await orders.place(fresh, timeout=10)
-    assert refused.value.reason == "KAFKA_UNAVAILABLE"
+        await observer.eventually(told, within=MOST_PAUSE, what="a server that is NOT_SERVING")
+        async with OrdersClient(system.server_address) as fresh:
+            with pytest.raises(Unavailable) as refused:
+                await orders.place(fresh, timeout=10)
+        assert refused.value.reason == "KAFKA_UNAVAILABLE"
+    finally:
+        for each in (*system.brokers, *system.processes.values()):
+            each.kill()  # what is left would wait for what is dead
+        await system.stop()
 
 
 @pytest.mark.heavy
