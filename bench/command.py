@@ -38,7 +38,7 @@ async def run(names: list[str], *, size: str, runs: int) -> dict[str, Any]:
                         measured.append(await workload.measure(system, getattr(workload, size)))
                         _note(f"{name}, run {number} of {runs}: {time.monotonic() - began:.0f} s")
                 except _FAILURES as error:
-                    _note(f"{name} FAILED: {error!r}")
+                    _note(f"{name} FAILED: {error!r}\n{system.last_words()}")
                     results["workloads"][name] = {"error": repr(error)}
                 else:
                     results["workloads"][name] = report(workload, measured)

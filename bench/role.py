@@ -15,6 +15,8 @@ from messaging import topics
 from settings import EmailSettings
 from workers.channels.channel import Message
 
+SHIPPED: Final = topics.ORDERS.partitions
+"""How many partitions the catalogue has by itself."""
 _SPREAD: Final = (topics.ORDERS, topics.PAYMENTS, topics.NOTIFICATIONS)
 
 
@@ -32,12 +34,11 @@ class NoMail:
 @contextlib.contextmanager
 def partitions(count: int) -> Iterator[None]:
     """Has the catalogue say, in this process and meanwhile, that topics have so many."""
-    before = topics.ORDERS.partitions
     _set(count)
     try:
         yield
     finally:
-        _set(before)
+        _set(SHIPPED)
 
 
 def _set(count: int) -> None:
@@ -55,7 +56,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m bench.role", description="A process of the system, for the bench.")
     parser.add_argument("role")
-    parser.add_argument("--partitions", type=int, default=topics.ORDERS.partitions)
+    parser.add_argument("--partitions", type=int, default=SHIPPED)
     options = parser.parse_args()
     workers.app.email_channel = _no_mail  # type: ignore[assignment]
     sys.argv = ["orderflow", "run", options.role]

@@ -12,14 +12,14 @@ import pydantic
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from bench import role
+from bench import role as replaced
 from bench.usage import Meter, cpu_seconds, resident_mib
 from devstack.errors import DevstackError
 from devstack.ports import LOOPBACK, free_ports
 from devstack.process import ManagedProcess
 from devstack.system import Ports, System
 from messaging import clients
-from messaging.topics import GROUPS, ORDERS, all_topics
+from messaging.topics import GROUPS, all_topics
 from settings import DatabaseSettings, KafkaSettings
 
 GATEWAY_SECONDS: Final = 0.05
@@ -37,6 +37,7 @@ POSTGRES: Final = "postgres"
 _WITH_MAIL: Final = "notification-email"
 _FORGET_SECONDS: Final = 30.0
 _LISTEN_SECONDS: Final = 20.0
+_LAST_LINES: Final = 6
 
 
 def python_path() -> str:
@@ -53,7 +54,7 @@ class BenchSystem(System):
 
     def __init__(self, directory: pathlib.Path, note: Callable[[str], None]) -> None:
         super().__init__(directory, Ports.chosen(), settings=_SETTINGS, note=note)
-        self.partitions: int = ORDERS.partitions
+        self.partitions = replaced.SHIPPED
 
     # -- settings ----------------------------------------------------------------------------------------------------
 
@@ -86,9 +87,9 @@ class BenchSystem(System):
                 self.postgres.remove_data()
 
     @contextlib.asynccontextmanager
-    async def fresh(self, *, partitions: int = ORDERS.partitions) -> AsyncIterator[None]:
+    async def fresh(self, *, partitions: int = replaced.SHIPPED) -> AsyncIterator[None]:
         """Gives the body a system without an order and without processes; ends the processes that it started."""
-        with role.partitions(partitions):
+        with replaced.partitions(partitions):
             self.partitions = partitions
             await self._forget_everything()
             await self.set_up()
@@ -168,7 +169,7 @@ class BenchSystem(System):
         self._start(role, role, settings or {})
 
     def _start(self, role: str, name: str, settings: Mapping[str, str]) -> None:
-        if role == _WITH_MAIL or self.partitions != ORDERS.partitions:
+        if role == _WITH_MAIL or self.partitions != replaced.SHIPPED:
             program = ["-m", "bench.role", role, "--partitions", str(self.partitions)]
         else:
             program = ["-m", "cli", "run", role]
@@ -194,6 +195,12 @@ class BenchSystem(System):
                     await writer.wait_closed()
                     return
                 await asyncio.sleep(0.05)
+
+    def last_words(self) -> str:
+        """Returns the ends of all logs, for who asks why something failed."""
+        logs = sorted((self.directory / "logs").glob("*.log"))
+        ends = {log.name: log.read_text(errors="replace").splitlines()[-_LAST_LINES:] for log in logs}
+        return "\n".join(f"{name}: {line}" for name, lines in ends.items() for line in lines)
 
     def check_running(self) -> None:
         """Checks that no process has ended by itself.

@@ -163,7 +163,7 @@ WORKLOAD = Workload(
     about=(__doc__ or "").strip(),
     measure=measure,
     full=Size(orders=200_000),
-    short=Size(orders=600),
+    short=Size(orders=100),
     figures=(
         Figure("orders_per_s", "drain, from the first tenth to the last", "orders/s"),
         Figure("workers_cpu_ms", "CPU of all workers", "ms/order"),

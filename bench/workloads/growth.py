@@ -3,9 +3,12 @@
 import dataclasses
 
 from bench import orders
-from bench.results import Figure, Line, Lines, Measured, Ratio, Workload
+from bench.results import Figure, Lines, Measured, Ratio, Workload
 from bench.system import BenchSystem
 from bench.workloads.drain import WORKERS, Drained, drained
+
+Case = tuple[int, int, int]
+"""Orders waiting, partitions, processes of each worker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,39 +22,37 @@ class Size:
 
 
 async def measure(system: BenchSystem, size: Size) -> Measured:
-    """Measures each in turn."""
-    by_orders = {count: await _drain(system, count) for count in size.orders}
-    fewest, most = by_orders[size.orders[0]], by_orders[size.orders[-1]]
-    by_partitions = {count: await _drain(system, size.middle, partitions=count) for count in size.partitions}
-    by_processes = {
-        count: await _drain(system, size.middle, partitions=size.partitions[-1], processes=count)
-        for count in size.processes
-    }
+    """Measures each in turn; what two of the lines have in common once."""
+    few, many = size.partitions[0], size.partitions[-1]
+    waiting = [(count, few, 1) for count in size.orders]
+    spread = [(size.middle, count, 1) for count in size.partitions]
+    shared = [(size.middle, many, count) for count in size.processes]
+    found: dict[Case, Drained] = {}
+    for case in (*waiting, *spread, *shared):
+        if case not in found:
+            found[case] = await _drain(system, *case)
+    fewest, most = found[waiting[0]], found[waiting[-1]]
     return Measured(
         {
             "fewest_cpu_ms": fewest.workers_cpu_ms,
             "most_cpu_ms": most.workers_cpu_ms,
             "fewest_ms": 1000 / fewest.steady,
             "most_ms": 1000 / most.steady,
-            "few_partitions_per_s": by_partitions[size.partitions[0]].steady,
-            "many_partitions_per_s": by_partitions[size.partitions[-1]].steady,
-            "one_process_per_s": by_processes[size.processes[0]].steady,
-            "two_processes_per_s": by_processes[size.processes[1]].steady,
-            "four_processes_per_s": by_processes[size.processes[2]].steady,
+            "few_partitions_per_s": found[spread[0]].steady,
+            "many_partitions_per_s": found[spread[-1]].steady,
+            "one_process_per_s": found[shared[0]].steady,
+            "two_processes_per_s": found[shared[1]].steady,
+            "four_processes_per_s": found[shared[-1]].steady,
         },
         {
-            "by orders waiting": _line(by_orders),
-            "by partitions": _line(by_partitions),
-            "by processes of each worker": _line(by_processes),
+            "by orders waiting": [(float(case[0]), found[case].steady) for case in waiting],
+            "by partitions": [(float(case[1]), found[case].steady) for case in spread],
+            "by processes of each worker": [(float(case[2]), found[case].steady) for case in shared],
         },
     )
 
 
-def _line(measured: dict[int, Drained]) -> Line:
-    return [(float(count), each.steady) for count, each in measured.items()]
-
-
-async def _drain(system: BenchSystem, count: int, *, partitions: int = 3, processes: int = 1) -> Drained:
+async def _drain(system: BenchSystem, count: int, partitions: int, processes: int) -> Drained:
     async with system.fresh(partitions=partitions):
         await system.add_stock(orders.SKUS, orders.UNITS)
         ids = await orders.preload(system.kafka_settings, count)
@@ -62,8 +63,8 @@ WORKLOAD = Workload(
     name="growth",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(orders=(10_000, 100_000, 1_000_000), middle=50_000, partitions=(3, 12), processes=(1, 2, 4)),
-    short=Size(orders=(100, 200), middle=200, partitions=(3, 12), processes=(1, 2, 4)),
+    full=Size(orders=(10_000, 100_000, 1_000_000), middle=100_000, partitions=(3, 12), processes=(1, 2, 4)),
+    short=Size(orders=(60,), middle=60, partitions=(3, 12), processes=(1, 2)),
     figures=(
         Figure("fewest_cpu_ms", "CPU of the workers, 10,000 orders waiting", "ms/order"),
         Figure("most_cpu_ms", "CPU of the workers, 1,000,000 orders waiting", "ms/order"),

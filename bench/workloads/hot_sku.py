@@ -51,7 +51,7 @@ WORKLOAD = Workload(
     about=(__doc__ or "").strip(),
     measure=measure,
     full=Size(orders=50_000),
-    short=Size(orders=400),
+    short=Size(orders=200),
     figures=(
         Figure("one_per_s", "decided, all for one SKU", "orders/s"),
         Figure("many_per_s", "decided, for a hundred SKUs", "orders/s"),

@@ -24,7 +24,6 @@ from orderflow.orders.v1.order_service_pb2 import (
     CreateOrderResponse,
 )
 
-_PROBES: Final = 20
 _PROBE_SECONDS: Final = 60.0
 _BATCH_SECONDS: Final = 0.05
 _MOST_IN_BATCH: Final = 500
@@ -35,22 +34,23 @@ Place = Callable[[int, int], Awaitable[list[str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Orders a second, for how long, and of how many the drain rate is told."""
+    """Orders a second, for how long, of how many the drain rate is told, and how many orders go first, one by one."""
 
     rate: float
     seconds: float
     drained: int
+    probes: int
 
 
 async def measure(system: BenchSystem, size: Size) -> Measured:
     """Measures at the given rate, then the drain rate, then at half of that."""
-    at_rate, spent = await _loaded(system, size.rate, size.seconds, 1)
+    at_rate, spent = await _loaded(system, size, size.rate, 1)
     async with system.fresh():
         await system.add_stock(orders.SKUS, orders.UNITS)
         drain = await drained(system, await orders.preload(system.kafka_settings, size.drained), *WORKERS)
     half = drain.steady / 2
     in_batch = max(min(round(half * _BATCH_SECONDS), _MOST_IN_BATCH), 1)
-    at_half, _ = await _loaded(system, half, size.seconds, in_batch)
+    at_half, _ = await _loaded(system, size, half, in_batch)
     low, high = sorted(at_rate), sorted(at_half)
     return Measured(
         {
@@ -73,7 +73,7 @@ def _milliseconds(latencies: list[float]) -> list[tuple[float, float]]:
     return [(percent, 1000 * seconds) for percent, seconds in percentiles(latencies)]
 
 
-async def _loaded(system: BenchSystem, rate: float, seconds: float, at_once: int) -> tuple[list[float], float]:
+async def _loaded(system: BenchSystem, size: Size, rate: float, at_once: int) -> tuple[list[float], float]:
     """Returns the latencies of orders placed at a rate, so many at once, and the load generator's share of a core."""
     async with system.fresh():
         await system.add_stock(orders.SKUS, orders.UNITS)
@@ -81,11 +81,11 @@ async def _loaded(system: BenchSystem, rate: float, seconds: float, at_once: int
         await system.wait_healthy(["server", *WORKERS])
         async with reading(system, Ends) as ends, grpc.aio.insecure_channel(system.server_address) as channel:
             place = _single(channel) if at_once == 1 else _batch(channel)
-            probes = await _all_at_work(ends, place)
+            probes = await _all_at_work(ends, place, size.probes)
             began = time.process_time()
-            due = await _open_loop(place, rate, seconds, at_once)
+            due = await _open_loop(place, rate, size.seconds, at_once)
             await ends.until(lambda: len(ends.arrived) >= len(due) + len(probes))
-            spent = (time.process_time() - began) / seconds
+            spent = (time.process_time() - began) / size.seconds
             await ends.late()
             ends.check({*due, *probes})
     return [ends.arrived[order_id] - moment for order_id, moment in due.items()], spent
@@ -117,15 +117,15 @@ def _batch(channel: grpc.aio.Channel) -> Place:
     return place
 
 
-async def _all_at_work(ends: Ends, place: Place) -> list[str]:
-    """Places orders one by one until all roles are at work, and returns their ids when all have ended."""
+async def _all_at_work(ends: Ends, place: Place, count: int) -> list[str]:
+    """Places orders one by one until so many have ended, and returns the ids of all when they have."""
     placed: list[str] = []
 
     def have_ended() -> bool:
         return len(ends.arrived) >= len(placed)
 
     async with asyncio.timeout(_PROBE_SECONDS):
-        while len(ends.arrived) < _PROBES:
+        while len(ends.arrived) < count:
             placed += await place(10**9 + len(placed), 1)
             await ends.until(have_ended, idle=1)
         await ends.until(have_ended)
@@ -154,8 +154,8 @@ WORKLOAD = Workload(
     name="latency",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(rate=100, seconds=20, drained=50_000),
-    short=Size(rate=50, seconds=1, drained=300),
+    full=Size(rate=100, seconds=20, drained=50_000, probes=20),
+    short=Size(rate=20, seconds=0.5, drained=60, probes=1),
     figures=(
         Figure("p50_ms", "created to paid at 100/s, median", "ms"),
         Figure("p99_ms", "created to paid at 100/s, p99", "ms"),
