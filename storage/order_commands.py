@@ -12,7 +12,7 @@ from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
 from orderflow.orders.v1.order_pb2 import Order, PaymentStatus
-from storage import command_answers, forgotten, order_rows, outcomes, stock
+from storage import command_answers, forgotten, order_rows, outcomes, restores, stock
 from storage.database import Database
 
 if TYPE_CHECKING:
@@ -79,13 +79,16 @@ async def _refuse_expiry(connection: "Connection", order: Order, now: datetime.d
     """
     if order.expire_time.ToDatetime(datetime.UTC) > now:
         raise CommandRefused("NOT_DUE", order.status)
+    doubt = await restores.doubt(connection, order)
     # The payment processor stores its intent, with the time of the send, under the order's lock, which is ours by now.
-    closed = await connection.fetchrow(
-        "update payments set state = case when first_send_time is null then 'closed' else state end"
-        " where order_id = $1 returning state",
+    state = await connection.fetchval(
+        "update payments set state = case when first_send_time is null and ($2::bigint is null or looked_up_after = $2)"
+        " then 'closed' else state end where order_id = $1 returning state",
         order.order_id,
+        doubt,
     )
-    if closed is not None and closed["state"] != "closed":
+    # Without a payment nothing was sent, unless a restore has lost it: then the payment processor asks the gateway.
+    if state not in (None, "closed") or (state is None and doubt is not None):
         raise CommandRefused("CHARGE_OPEN", order.status)
 
 

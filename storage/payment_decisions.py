@@ -3,14 +3,16 @@
 import dataclasses
 import datetime
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
 
 from domain import events
 from domain.failures import Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
-from storage import forgotten, order_rows, outcomes, stock
+from storage import forgotten, order_rows, outcomes, restores, stock
 from storage.database import Database
 from storage.outcomes import Settled
 
@@ -18,11 +20,21 @@ if TYPE_CHECKING:
     from storage.database import Connection
 
 
+_PAYMENT: Final = f"idempotency_key, first_send_time, looked_up_after, {restores.DOUBT.format(created='$2')} as doubt"
+_FIND: Final = f"select {_PAYMENT} from payments where order_id = $1"  # noqa: S608 - a constant
+_OPEN: Final = (
+    "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"  # noqa: S608
+    " update_time) values ($1, $3, 'intended', $4, $5, $6, $7)"
+    f" on conflict (order_id) do nothing returning {_PAYMENT}"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ChargeIntent:
     """A charge that is due.
 
     `first_send_time` is None if nothing was ever sent under its key; `send_time` is when this send was intended.
+    `look_up_first`: the database has forgotten what was sent, so that the gateway is to be asked; no send is intended.
     """
 
     order_id: str
@@ -31,6 +43,7 @@ class ChargeIntent:
     payment_method: str
     send_time: datetime.datetime
     first_send_time: datetime.datetime | None
+    look_up_first: bool = False
 
 
 class PaymentDecisions:
@@ -41,10 +54,12 @@ class PaymentDecisions:
         self._database = database
         self._now = now
 
-    async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
+    async def intend(self, delivery: Delivery, *, looked_up: bool = False) -> ChargeIntent | Settled:
         """Stores the intent to charge, with the time of the first send, and returns it; or what is decided already.
 
-        Call it right before sending: it fails when the order was cancelled or expired meanwhile.
+        Call it right before sending: it fails when the order was cancelled or expired meanwhile. `looked_up`: the
+        gateway was asked, as the intent said, and knows of no charge. Then an order that is not paid in time is left to
+        expire.
 
         Raises:
             Transient: the order has no row.
@@ -59,36 +74,43 @@ class PaymentDecisions:
             if order is None and not await forgotten.is_purged(connection, order_id):
                 raise Transient("ORDER_UNKNOWN", "the order has no row")
             if order is not None and order.status == OrderStatus.ORDER_STATUS_PROCESSING:
-                return await self._intend(connection, order)
+                intent = await self._intend(connection, order, looked_up=looked_up)
+                if intent is not None:
+                    return intent
         return Settled(await outcomes.decide(self._database, delivery, _nothing))
 
-    async def _intend(self, connection: "Connection", order: Order) -> ChargeIntent:
+    async def _intend(self, connection: "Connection", order: Order, *, looked_up: bool) -> ChargeIntent | None:
+        """Returns the intent. None: the order is not to be charged any more, and will expire."""
         now = self._now()
-        row = await connection.fetchrow(
-            "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
-            " update_time) values ($1, $2, 'intended', $3, $4, $5, $5)"
-            " on conflict (order_id) do nothing returning idempotency_key",
-            order.order_id,
-            f"charge-{order.order_id}",
-            order.total.amount_minor,
-            order.total.currency_code,
-            now,
-        )
-        sent_before = None
+        row = await open_payment(connection, order, now=now, send_time=now)
+        is_new = row is not None
         if row is None:
-            row = await connection.fetchrow(
-                "select idempotency_key, first_send_time from payments where order_id = $1", order.order_id
-            )
+            row = await connection.fetchrow(_FIND, order.order_id, order.create_time.ToDatetime(datetime.UTC))
             assert row is not None
-            sent_before = row["first_send_time"]
-            # update_time tells the last who intended to send: only that one may take its send back.
+        sent_before = None if is_new else row["first_send_time"]
+        intent = ChargeIntent(
+            order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before
+        )
+        if row["doubt"] is not None and row["doubt"] != row["looked_up_after"]:
+            return await self._intend_in_doubt(connection, order, intent, row["doubt"], looked_up=looked_up)
+        if not is_new:
+            await _set_send_time(connection, intent)
+        return intent
+
+    async def _intend_in_doubt(
+        self, connection: "Connection", order: Order, intent: ChargeIntent, doubt: int, *, looked_up: bool
+    ) -> ChargeIntent | None:
+        """Returns the intent to look up, and after that to send. See `_intend`."""
+        if not looked_up:
             await connection.execute(
-                "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
-                " where order_id = $1",
-                order.order_id,
-                now,
+                "update payments set first_send_time = $2 where order_id = $1", order.order_id, intent.first_send_time
             )
-        return ChargeIntent(order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before)
+            return dataclasses.replace(intent, look_up_first=True)
+        await connection.execute("update payments set looked_up_after = $2 where order_id = $1", order.order_id, doubt)
+        if intent.first_send_time is None and order.expire_time.ToDatetime(datetime.UTC) <= intent.send_time:
+            return None  # perhaps it had expired before, and its customer knows
+        await _set_send_time(connection, intent)
+        return intent
 
     async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
         """Returns the key of the charge that a PAYMENT_REPORTED is about, if it is not decided; or what is decided.
@@ -216,6 +238,31 @@ class PaymentDecisions:
                 delivery.event.order.order_id,
                 self._now(),
             )
+
+
+async def open_payment(
+    connection: "Connection", order: Order, *, now: datetime.datetime, send_time: datetime.datetime | None
+) -> asyncpg.Record | None:
+    """Inserts an order's payment, as intended, and returns of it what `_FIND` does. None: there is one."""
+    return await connection.fetchrow(
+        _OPEN,
+        order.order_id,
+        order.create_time.ToDatetime(datetime.UTC),
+        f"charge-{order.order_id}",
+        order.total.amount_minor,
+        order.total.currency_code,
+        send_time,
+        now,
+    )
+
+
+async def _set_send_time(connection: "Connection", intent: ChargeIntent) -> None:
+    # update_time tells the last who intended to send: only that one may take its send back.
+    await connection.execute(
+        "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2 where order_id = $1",
+        intent.order_id,
+        intent.send_time,
+    )
 
 
 async def book_capture(connection: "Connection", order_id: str, gateway_reference: str, now: datetime.datetime) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from workers.channels.channel import Channel
     from workers.channels.email import EmailChannel
     from workers.gateways.gateway import PaymentGateway
+    from workers.gateways.stripe import StripeGateway
     from workers.notification_service import Ambiguous, NotificationService
     from workers.reconciliation import Reconciliation
     from workers.webhook import Webhook
@@ -178,18 +179,7 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
 
 def _gateway(settings: Settings, database: Database) -> "PaymentGateway":
     if settings.gateway.kind == "stripe":
-        from storage.payment_intents import PaymentIntents
-        from workers.gateways.stripe import StripeGateway
-
-        if settings.stripe.key is None or not settings.stripe.key.get_secret_value():
-            raise SettingsError("ORDERFLOW_STRIPE_KEY must be set where ORDERFLOW_GATEWAY_KIND is stripe")
-        return StripeGateway(
-            settings.stripe.key.get_secret_value(),
-            references=PaymentIntents(database),
-            base_url=settings.stripe.url,
-            connect_timeout=settings.gateway.connect_timeout,
-            total_timeout=settings.gateway.timeout,
-        )
+        return _stripe(settings, database)
 
     if settings.gateway.kind == "remote":
         from workers.gateways.remote import HttpGateway
@@ -206,6 +196,40 @@ def _gateway(settings: Settings, database: Database) -> "PaymentGateway":
         latency=settings.gateway.simulated_latency_ms / 1000,
         benchmark_declines=settings.gateway.simulated_decline_every_50th,
     )
+
+
+def _stripe(settings: Settings, database: Database) -> "StripeGateway":
+    from storage.payment_intents import PaymentIntents
+    from workers.gateways.stripe import StripeGateway
+
+    if settings.stripe.key is None or not settings.stripe.key.get_secret_value():
+        raise SettingsError("ORDERFLOW_STRIPE_KEY must be set where ORDERFLOW_GATEWAY_KIND is stripe")
+    return StripeGateway(
+        settings.stripe.key.get_secret_value(),
+        references=PaymentIntents(database),
+        base_url=settings.stripe.url,
+        connect_timeout=settings.gateway.connect_timeout,
+        total_timeout=settings.gateway.timeout,
+    )
+
+
+async def gateway_intents(
+    settings: Settings, database: Database, since: datetime.datetime, until: datetime.datetime
+) -> dict[str, str]:
+    """Returns which intents the gateway has made in a time, by key; none where it knows charges by their keys alone.
+
+    Raises:
+        SettingsError: there is no key for it.
+        GatewayUnavailable: it does not answer.
+        GatewayRefused: it refuses the question itself.
+    """
+    if settings.gateway.kind != "stripe":
+        return {}
+    gateway = _stripe(settings, database)
+    try:
+        return await gateway.made(since, until)
+    finally:
+        await gateway.aclose()
 
 
 def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":

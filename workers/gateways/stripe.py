@@ -293,6 +293,31 @@ class StripeGateway:
         next_cursor = more or ("refunds:" if kind == "charges" else "")
         return MovementPage(tuple(each for each in listed if each is not None), next_cursor)
 
+    async def made(self, since: datetime.datetime, until: datetime.datetime) -> dict[str, str]:
+        """Return the PaymentIntents of ours that were made from `since` until before `until`, by key.
+
+        Of several under one key that which has come furthest: only one can have been confirmed. A listing by time has
+        all of them at once, unlike a search. For who has lost what `References` keep.
+
+        Raises:
+            GatewayUnavailable, GatewayRefused: as `movements`.
+        """
+        created = {"gte": math.floor(since.timestamp()), "lt": math.ceil(until.timestamp())}
+        furthest: dict[str, tuple[int, str]] = {}
+        after: dict[str, str] = {}
+        while True:
+            parameters: Any = {"created": created, "limit": _PAGE} | after
+            page = await self._look_up(self._stripe.payment_intents.list_async(parameters))
+            try:
+                for intent in page["data"]:
+                    if key := intent["metadata"].get("key"):
+                        furthest[key] = max(furthest.get(key, (0, "")), (_way(intent), intent["id"]))
+                if not page["has_more"]:
+                    return {key: intent_id for key, (_, intent_id) in furthest.items()}
+                after = {"starting_after": page["data"][-1]["id"]}
+            except (KeyError, TypeError, AttributeError, IndexError):
+                raise GatewayUnavailable("the listing got no valid answer") from None
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.close_async()
@@ -400,6 +425,17 @@ def _charge(intent: _Json, key: str) -> Charge | None:
     else:
         return None
     return Charge(intent["id"], key, not reason, reason, intent["amount"], intent["currency"].upper())
+
+
+def _way(intent: _Json) -> int:
+    """Returns how far a PaymentIntent has come: money moved, or may move, or did not, or none was asked for."""
+    if intent["status"] == "succeeded":
+        return 4
+    if intent["status"] in ("processing", "requires_action", "requires_capture"):
+        return 3
+    if intent.get("last_payment_error"):
+        return 2
+    return 0 if intent["status"] == "canceled" else 1
 
 
 def _verified(intent: _Json, key: str, intent_id: str | None = None) -> _Json:
