@@ -31,7 +31,7 @@ from messaging.partition import ConsumerStuckError, GroupOffsetLostError
 from messaging.topics import DEAD_LETTERS, Topic
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from settings import KafkaSettings
-from telemetry import logs, metrics
+from telemetry import logs, metrics, tracing
 
 log = logs.get()
 
@@ -176,6 +176,8 @@ class ProjectionRuntime:
                 continue
             try:
                 batch.events.append((at, envelope.decode(record.topic, record.key, record.value)))
+                if (trace_id := tracing.trace_id_in(record.headers)) is not None:
+                    batch.traces[at] = trace_id
             except Failure as failure:
                 log.warning("projector.record.recorded", **dataclasses.asdict(at), error_class=failure.error_class)
                 kind = "transient" if isinstance(failure, Transient) else "permanent"
