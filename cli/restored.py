@@ -49,7 +49,7 @@ async def _restored(loaded: "Settings") -> "list[Rewound]":
         restores = Restores(database)
         now = datetime.datetime.now(datetime.UTC)
         since = (await restores.restored_to() or now - _longest_kept(loaded)) - _INTENTS_REACH
-        await restores.record(await app.gateway_intents(loaded, database, since, now + _CLOCKS))
+        await restores.record(await app.gateway_charges(loaded, database, since, now + _CLOCKS))
         return await rewind.rewind(loaded.kafka, await restores.handled())
     finally:
         await database.close()

@@ -36,6 +36,11 @@ def new_order(
     return order
 
 
+def charge_key(order_id: str) -> str:
+    """Returns the idempotency key of an order's charge: one for ever."""
+    return f"charge-{order_id}"
+
+
 def etag_of(order_id: str, revision: int) -> str:
     """Returns the entity tag of an order at a revision (AIP-154)."""
     return f'"{order_id[:8]}-{revision}"'

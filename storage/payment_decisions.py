@@ -9,6 +9,7 @@ import asyncpg
 
 from domain import events
 from domain.failures import Transient
+from domain.orders import charge_key
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from storage.database import Connection
 
 
-_PAYMENT: Final = f"idempotency_key, first_send_time, looked_up_after, {restores.DOUBT.format(created='$2')} as doubt"
+_PAYMENT: Final = f"idempotency_key, first_send_time, {restores.IS_IN_DOUBT.format(created='$2')} as is_in_doubt"
 _FIND: Final = f"select {_PAYMENT} from payments where order_id = $1"  # noqa: S608 - a constant
 _OPEN: Final = (
     "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"  # noqa: S608
@@ -91,25 +92,22 @@ class PaymentDecisions:
         intent = ChargeIntent(
             order.order_id, row["idempotency_key"], order.total, order.payment_method, now, sent_before
         )
-        if row["doubt"] is not None and row["doubt"] != row["looked_up_after"]:
-            return await self._intend_in_doubt(connection, order, intent, row["doubt"], looked_up=looked_up)
-        if not is_new:
-            await _set_send_time(connection, intent)
-        return intent
-
-    async def _intend_in_doubt(
-        self, connection: "Connection", order: Order, intent: ChargeIntent, doubt: int, *, looked_up: bool
-    ) -> ChargeIntent | None:
-        """Returns the intent to look up, and after that to send. See `_intend`."""
-        if not looked_up:
-            await connection.execute(
-                "update payments set first_send_time = $2 where order_id = $1", order.order_id, intent.first_send_time
-            )
+        if row["is_in_doubt"] and not looked_up:
+            if is_new:
+                await connection.execute(
+                    "update payments set first_send_time = null where order_id = $1", order.order_id
+                )
             return dataclasses.replace(intent, look_up_first=True)
-        await connection.execute("update payments set looked_up_after = $2 where order_id = $1", order.order_id, doubt)
-        if intent.first_send_time is None and order.expire_time.ToDatetime(datetime.UTC) <= intent.send_time:
+        if row["is_in_doubt"] and sent_before is None and order.expire_time.ToDatetime(datetime.UTC) <= now:
             return None  # perhaps it had expired before, and its customer knows
-        await _set_send_time(connection, intent)
+        if not is_new:
+            await connection.execute(
+                # update_time tells the last who intended to send: only that one may take its send back.
+                "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
+                " where order_id = $1",
+                order.order_id,
+                now,
+            )
         return intent
 
     async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
@@ -248,20 +246,11 @@ async def open_payment(
         _OPEN,
         order.order_id,
         order.create_time.ToDatetime(datetime.UTC),
-        f"charge-{order.order_id}",
+        charge_key(order.order_id),
         order.total.amount_minor,
         order.total.currency_code,
         send_time,
         now,
-    )
-
-
-async def _set_send_time(connection: "Connection", intent: ChargeIntent) -> None:
-    # update_time tells the last who intended to send: only that one may take its send back.
-    await connection.execute(
-        "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2 where order_id = $1",
-        intent.order_id,
-        intent.send_time,
     )
 
 

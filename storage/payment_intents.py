@@ -5,7 +5,7 @@ from typing import Final
 from storage.database import Database
 
 # What was found at the gateway after a restore of the database stands for what the payment's row has lost.
-_FOUND: Final = "(select gateway_intent from found_intents where idempotency_key = $1)"
+_FOUND: Final = "(select gateway_intent from found_charges where idempotency_key = $1)"
 
 
 class PaymentIntents:

@@ -1,27 +1,41 @@
 """Restores of the database that lost commits, and what is in doubt since (semantics 24)."""
 
+import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from domain.orders import charge_key
+from domain.reconciliation import FoundCharge
 from orderflow.orders.v1.order_pb2 import Order
 from storage.database import Database
 
 if TYPE_CHECKING:
     from storage.database import Connection
 
-DOUBT: Final = "(select max(restore_id) from restores where orders_before > {created})"
-"""The restore since which the money of an order is in doubt that was created at `created`; null: it is not."""
+IS_IN_DOUBT: Final = "exists (select from restores where orders_before > {created})"
+"""Whether the money of an order is in doubt that was created at `created`: more may have moved than is booked."""
 
-_IN_DOUBT: Final = "select " + DOUBT.format(created="$1")
+_ASK: Final = (
+    f"select {IS_IN_DOUBT.format(created='$1')} as is_in_doubt,"  # noqa: S608 - a constant
+    " exists (select from found_charges where idempotency_key = $2 and has_money) as is_charged"
+)
 _CLOCKS: Final = datetime.timedelta(hours=1)
 """Far more than clocks differ: an order's time of creation is a server's, and a look-up too many does no harm."""
 
 
-async def doubt(connection: "Connection", order: Order) -> int | None:
-    """Returns the restore since which the money of the order is in doubt. None: what is booked of it is all."""
-    found: int | None = await connection.fetchval(_IN_DOUBT, order.create_time.ToDatetime(datetime.UTC))
-    return found
+@dataclasses.dataclass(frozen=True)
+class Doubt:
+    """What a restore has left uncertain about an order's money. `is_charged`: the gateway had a charge of it."""
+
+    is_charged: bool
+
+
+async def doubt(connection: "Connection", order: Order) -> Doubt | None:
+    """Returns what is uncertain about the order's money. None: nothing, what is booked is all."""
+    row = await connection.fetchrow(_ASK, order.create_time.ToDatetime(datetime.UTC), charge_key(order.order_id))
+    assert row is not None
+    return Doubt(row["is_charged"]) if row["is_in_doubt"] else None
 
 
 class Restores:
@@ -45,15 +59,16 @@ class Restores:
             )
         return {(row["group_name"], row["topic"], row["partition"]): row["last"] for row in rows}
 
-    async def record(self, intents: Mapping[str, str]) -> None:
-        """Records that the database was restored just now, and which intents the gateway has made, by key.
+    async def record(self, found: Iterable[FoundCharge]) -> None:
+        """Records that the database was restored just now, and which charges the gateway has.
 
         From now on the gateway is asked first about the money of all orders that were created until now.
         """
         async with self._database.transaction() as connection:
             await connection.executemany(
-                "insert into found_intents (idempotency_key, gateway_intent) values ($1, $2)"
-                " on conflict (idempotency_key) do update set gateway_intent = excluded.gateway_intent",
-                list(intents.items()),
+                "insert into found_charges (idempotency_key, gateway_intent, has_money) values ($1, $2, $3)"
+                " on conflict (idempotency_key) do update"
+                " set gateway_intent = excluded.gateway_intent, has_money = excluded.has_money",
+                [(each.idempotency_key, each.gateway_intent, each.has_money) for each in found],
             )
             await connection.execute("insert into restores (orders_before) values (now() + $1)", _CLOCKS)

@@ -4,6 +4,7 @@ What only one worker needs is imported where that worker is built: a process sta
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -33,7 +34,7 @@ from telemetry import logs, metrics, process
 from telemetry.health import Health
 
 if TYPE_CHECKING:
-    from domain.reconciliation import Case
+    from domain.reconciliation import Case, FoundCharge
     from storage.reconciliation_cases import ReconciliationCases
     from workers.channels.channel import Channel
     from workers.channels.email import EmailChannel
@@ -213,23 +214,33 @@ def _stripe(settings: Settings, database: Database) -> "StripeGateway":
     )
 
 
-async def gateway_intents(
+async def gateway_charges(
     settings: Settings, database: Database, since: datetime.datetime, until: datetime.datetime
-) -> dict[str, str]:
-    """Returns which intents the gateway has made in a time, by key; none where it knows charges by their keys alone.
+) -> "list[FoundCharge]":
+    """Returns the charges that the gateway has of a time. None of a simulated one, which is in another process.
 
     Raises:
         SettingsError: there is no key for it.
         GatewayUnavailable: it does not answer.
         GatewayRefused: it refuses the question itself.
     """
-    if settings.gateway.kind != "stripe":
-        return {}
-    gateway = _stripe(settings, database)
-    try:
-        return await gateway.made(since, until)
-    finally:
-        await gateway.aclose()
+    from domain.orders import charge_key
+    from domain.reconciliation import FoundCharge
+
+    found: list[FoundCharge] = []
+    if settings.gateway.kind == "stripe":
+        stripe = _stripe(settings, database)
+        async with contextlib.aclosing(stripe):
+            found = await stripe.made(since, until)
+    elif settings.gateway.kind == "remote":
+        async with contextlib.aclosing(_gateway(settings, database)) as gateway:
+            cursor: str | None = ""
+            while cursor is not None:
+                page = await gateway.movements(since, until, cursor)
+                charges = [each for each in page.movements if each.kind == "charge"]
+                found += [FoundCharge(charge_key(each.order_id), has_money=True) for each in charges]
+                cursor = page.next_cursor or None
+    return found
 
 
 def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":

@@ -6,10 +6,9 @@ create table restores (
     orders_before timestamptz not null -- of orders that were created before it the gateway is asked first
 );
 
--- What the gateway has made under keys whose rows may have lost it (payments.gateway_intent).
-create table found_intents (
+-- The charges that the gateway had at a restore, whether they are booked here or not.
+create table found_charges (
     idempotency_key text primary key,
-    gateway_intent text not null
+    gateway_intent text, -- stands for payments.gateway_intent where that is lost
+    has_money boolean not null -- taken, or it may still be
 );
-
-alter table payments add column looked_up_after bigint; -- the restore after which the gateway knew of no charge

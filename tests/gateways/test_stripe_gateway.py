@@ -324,8 +324,9 @@ async def test_what_was_made_is_listed_also_after_a_restart_and_found_by_who_has
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
     references = MemoryReferences()
     gateway = stripe.gateway(references=references)
-    references.intents = await gateway.made(begin, until)
-    assert len(references.intents) == 4
+    found = {each.idempotency_key: each for each in await gateway.made(begin, until)}
+    assert {key: each.has_money for key, each in found.items()} == {"k-0": True, "k-1": True, "k-2": True, "k-d": False}
+    references.intents = {key: each.gateway_intent or "" for key, each in found.items()}
     for each in [*paid, declined]:
         assert await gateway.find(each.key) == each
         method = "pm_card_visa" if each.approved else "pm_card_chargeDeclined"

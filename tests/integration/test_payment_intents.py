@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from domain.reconciliation import FoundCharge
 from storage.database import Database
 from storage.payment_decisions import ChargeIntent, PaymentDecisions
 from storage.payment_intents import PaymentIntents
@@ -58,17 +59,18 @@ async def test_a_key_without_a_payment_is_closed(database: Database) -> None:
 
 async def test_what_was_found_after_a_restore_stands_for_what_the_row_has_lost(own_database: Database) -> None:
     intents, key = PaymentIntents(own_database), await a_key(own_database)
-    await Restores(own_database).record({key: "pi_1", "charge-nobody": "pi_2"})
+    found = [FoundCharge(key, has_money=True, gateway_intent="pi_1")]
+    await Restores(own_database).record([*found, FoundCharge("charge-nobody", has_money=False, gateway_intent="pi_2")])
     assert await intents.find(key) == "pi_1"
     assert await intents.find("charge-nobody") == "pi_2"
     assert await intents.store(key, "pi_3") == "pi_1", "nothing new is confirmed"
-    await Restores(own_database).record({key: "pi_4"})
+    await Restores(own_database).record([FoundCharge(key, has_money=True, gateway_intent="pi_4")])
     assert await intents.find(key) == "pi_1", "the row says what stands"
 
 
 async def test_closing_tells_what_was_found(own_database: Database) -> None:
     intents, key = PaymentIntents(own_database), await a_key(own_database)
-    await Restores(own_database).record({key: "pi_1"})
+    await Restores(own_database).record([FoundCharge(key, has_money=True, gateway_intent="pi_1")])
     assert await intents.close(key) == "pi_1"
     assert await intents.store(key, "pi_2") is None
 

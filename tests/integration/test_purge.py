@@ -39,7 +39,7 @@ from tests.lives import ORDER_PROCESSOR, PAYMENT_PROCESSOR, TOTAL, Life
 HANDED_ON = datetime.timedelta(days=31)
 KEPT = {
     "consumer_groups",
-    "found_intents",
+    "found_charges",
     "order_requests",
     "order_tombstones",
     "payment_entries",

@@ -34,7 +34,7 @@ import httpx
 import stripe
 
 from domain.identifiers import is_canonical_uuid
-from domain.reconciliation import Movement
+from domain.reconciliation import FoundCharge, Movement
 from workers.gateways.gateway import (
     Charge,
     ChargeUnderWay,
@@ -62,6 +62,7 @@ _MOST_RETRY_AFTER: Final = 60.0
 _OTHER_MINOR_UNITS: Final = frozenset({"ISK", "UGX", "MGA"})
 _NO_MONEY_MOVED: Final = frozenset({"failed", "canceled"})
 _REPORTED: Final = frozenset({"payment_intent.succeeded", "payment_intent.payment_failed"})
+_UNDER_WAY: Final = 3
 _WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 _Json = dict[str, Any]
@@ -293,8 +294,8 @@ class StripeGateway:
         next_cursor = more or ("refunds:" if kind == "charges" else "")
         return MovementPage(tuple(each for each in listed if each is not None), next_cursor)
 
-    async def made(self, since: datetime.datetime, until: datetime.datetime) -> dict[str, str]:
-        """Return the PaymentIntents of ours that were made from `since` until before `until`, by key.
+    async def made(self, since: datetime.datetime, until: datetime.datetime) -> list[FoundCharge]:
+        """Return the PaymentIntents of ours that were made from `since` until before `until`, one for each key.
 
         Of several under one key that which has come furthest: only one can have been confirmed. A listing by time has
         all of them at once, unlike a search. For who has lost what `References` keep.
@@ -313,10 +314,11 @@ class StripeGateway:
                     if key := intent["metadata"].get("key"):
                         furthest[key] = max(furthest.get(key, (0, "")), (_way(intent), intent["id"]))
                 if not page["has_more"]:
-                    return {key: intent_id for key, (_, intent_id) in furthest.items()}
+                    break
                 after = {"starting_after": page["data"][-1]["id"]}
             except (KeyError, TypeError, AttributeError, IndexError):
                 raise GatewayUnavailable("the listing got no valid answer") from None
+        return [FoundCharge(key, way >= _UNDER_WAY, intent_id) for key, (way, intent_id) in furthest.items()]
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -428,11 +430,11 @@ def _charge(intent: _Json, key: str) -> Charge | None:
 
 
 def _way(intent: _Json) -> int:
-    """Returns how far a PaymentIntent has come: money moved, or may move, or did not, or none was asked for."""
+    """Returns how far a PaymentIntent has come: money moved, or may still, or did not, or none was asked for."""
     if intent["status"] == "succeeded":
-        return 4
+        return _UNDER_WAY + 1
     if intent["status"] in ("processing", "requires_action", "requires_capture"):
-        return 3
+        return _UNDER_WAY
     if intent.get("last_payment_error"):
         return 2
     return 0 if intent["status"] == "canceled" else 1
