@@ -30,7 +30,8 @@ TOTAL = 3998
 BEFORE, AFTER = 15, 30
 """Charges before the backup, and after it: those are forgotten."""
 
-pytestmark = pytest.mark.timeout(300)
+# The short form is tests/integration/test_restores.py: one order at a time, and every way in which it can be forgotten.
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 
 class Forgetful(ObservedSystem):
@@ -46,9 +47,7 @@ class Forgetful(ObservedSystem):
             super().start_stand_in(name)
 
 
-@pytest.fixture(
-    params=[pytest.param("stripe"), pytest.param("remote", marks=pytest.mark.heavy)],
-)
+@pytest.fixture(params=["stripe", "remote"])
 async def system(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> AsyncIterator[Forgetful]:
     stripe = StripeStandIn(options=("--key-ttl-seconds", "0")) if request.param == "stripe" else None
     running = Forgetful(tmp_path, Ports.chosen(), settings={"ORDERFLOW_KAFKA_SESSION_TIMEOUT": "3"}, stripe=stripe)
