@@ -1,4 +1,4 @@
-"""`orderflow db`: the database's migrations, and what it need not keep any longer."""
+"""`orderflow db`: the database's migrations, what it need not keep any longer, and what a restore has lost."""
 
 import asyncio
 import datetime
@@ -9,11 +9,15 @@ import typer
 
 import settings
 from cli.output import Format, show
+from cli.restored import restored
 
 if TYPE_CHECKING:
     from settings import Settings
 
-app = typer.Typer(help="Plan and apply the database's migrations, and purge it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Plan and apply the database's migrations, purge it, and resume after a restore.", no_args_is_help=True
+)
+app.command()(restored)
 
 _PROGRESS_SECONDS: Final = 5.0
 

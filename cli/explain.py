@@ -9,17 +9,26 @@ import typer
 from cli.output import Format, enum_name, show
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
     from orderflow.orders.v1.order_history_pb2 import OrderHistoryEntry
     from orderflow.orders.v1.order_pb2 import Order
 
 _DEAD_LETTER: Final = "DEAD_LETTER"
+_UNTIL_DONE: Final = "by itself, and a sweep asks for it again until that is done"
+_CALLED_OFF_MONEY: Final = {
+    "CAPTURED": f"the payment processor gives its money back {_UNTIL_DONE}",
+    "PARTIALLY_REFUNDED": f"the payment processor gives back what is left of its money {_UNTIL_DONE}",
+    "REFUNDED": "its money was given back",
+}
 _OF_STATUS: Final = {
-    "CREATED": "It is durable, and waits for the order processor, which checks it and holds its stock.",
-    "PAID": "It is paid: {total} were charged. Nothing more is due.",
-    "SHIPPED": "It is paid and was handed to the carrier.",
+    "CREATED": "It is durable since {created}, and waits until the order processor comes to it, which checks it and "
+    "holds its stock.",
+    "PAID": "It is paid: {total} were charged. It waits until somebody records that it was shipped.",
+    "SHIPPED": "It is paid and was handed to the carrier. It waits until somebody records that it was delivered.",
     "COMPLETED": "It is delivered and done.",
-    "CANCELLED": "It was called off{reason}; its payment is {payment}.",
-    "EXPIRED": "It was not paid in time; its stock was given back.",
+    "CANCELLED": "It was called off{reason}; {money}.",
+    "EXPIRED": "It was not paid in time; its stock was given back, and {money}.",
     "REFUNDED": "It was paid back in full.",
     "REJECTED": "The order processor refused it{reason}. Nothing was held or charged, and nothing more happens.",
     "PAYMENT_FAILED": "The gateway declined the charge{reason}. Its stock was given back, and nothing more happens.",
@@ -29,13 +38,14 @@ _OF_STATUS: Final = {
 def why(order: "Order", entries: Sequence["OrderHistoryEntry"]) -> str:
     """Returns one sentence, or two: where the order stands, why, and what happens next."""
     status, payment = enum_name(order, "status"), enum_name(order, "payment_status")
-    letters = [entry for entry in entries if entry.type == _DEAD_LETTER]
+    letters = [each for each in entries if each.type == _DEAD_LETTER and not each.dead_letter.resolution]
     if status == "PROCESSING":
         sentence = _waiting(order, payment, letters)
     else:
         sentence = _OF_STATUS.get(status, "It is {status}.").format(
             status=status,
-            payment=payment or "NONE",
+            created=_time(order.create_time),
+            money=_CALLED_OFF_MONEY.get(payment, "no money was taken"),
             reason=f" ({order.failure_reason})" if order.failure_reason else "",
             total=f"{order.total.currency_code} {order.total.amount_minor} in minor units",
         )
@@ -53,11 +63,15 @@ def _waiting(order: "Order", payment: str, letters: Sequence["OrderHistoryEntry"
             f"It waits for an operator: {last.source} gave up on it ({cause}). Look at it with orderflow dlq show "
             f"{which}; once the cause is gone, orderflow dlq replay {which} goes on with it, and charges nobody twice."
         )
-    until = order.expire_time.ToDatetime().isoformat(timespec="seconds") + "Z"
     return (
         "Its stock is held, and it waits for payment, which the payment processor tries by itself until it has an "
-        f"answer; if the gateway is away it goes on when that is back. It may stay unpaid until {until}."
+        "answer; if the gateway is away it goes on when that is back. If nothing was sent to the gateway until "
+        f"{_time(order.expire_time)} it expires, and its stock is given back."
     )
+
+
+def _time(timestamp: "Timestamp") -> str:
+    return timestamp.ToDatetime().isoformat(timespec="seconds") + "Z"
 
 
 def show_explanation(

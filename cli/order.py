@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
     from orderflow.orders.v1.order_history_pb2 import OrderHistoryEntry
     from orderflow.orders.v1.order_pb2 import LineItem, Money, Order
-    from orderflow_client import WatchOrderResponse
+    from orderflow_client import FoundOrder, WatchOrderResponse
 
 app = typer.Typer(help="Place, follow and move orders.", no_args_is_help=True)
 
 _OUTPUT = typer.Option(Format.TABLE, "-o", "--output")
+_NOT_FOUND = 69
 _LIMIT = typer.Option(50, min=1, help="At most so many.")
 _ETAG = typer.Option("", help="Only if this is still the order's etag.")
 _REQUEST_ID = typer.Option("", help="Same request id, same answer. Made if not given.")
@@ -140,11 +141,30 @@ def events(connection: Connection, order_id: str, limit: int = _LIMIT, output: F
 
 @app.command()
 @connected
-def explain(connection: Connection, order_id: str, output: Format = _OUTPUT) -> None:
-    """Say why an order stands where it does and what happens next, then what happened to it."""
+def explain(
+    connection: Connection,
+    identifier: str = typer.Argument(
+        ..., metavar="ID", help="Of the order, or of a request, an event, a trace, a charge or refund of it."
+    ),
+    output: Format = _OUTPUT,
+) -> None:
+    """Say why an order stands where it does and what happens next, then what happened to it.
+
+    Exit code 69 if nothing is known of the id; 1 if it has to do with several orders, which are listed.
+    """
     with connection.orders() as orders:
-        order = orders.get_order(order_id).order
-        show_explanation(order, list(orders.list_order_events(order_id)), _event_row, output)
+        found = orders.find_orders(identifier)
+        if not found:
+            typer.echo(f"orderflow: no order has to do with {identifier}", err=True)
+            sys.exit(_NOT_FOUND)
+        if len(found) > 1:
+            show_messages(found, _found_row, output, empty="")
+            typer.echo(f"{identifier} has to do with {len(found)} orders: explain one of them.", err=True)
+            sys.exit(1)
+        order = orders.get_order(found[0].order_id).order
+        if order.order_id != identifier:
+            typer.echo(f"Order {order.order_id}, by its {enum_name(found[0], 'kind').lower()}:", err=True)
+        show_explanation(order, list(orders.list_order_events(order.order_id)), _event_row, output)
 
 
 @app.command()
@@ -312,6 +332,10 @@ def _order_row(order: "Order") -> dict[str, Any]:
         "user": order.user_id,
         "created": _time(order.create_time, "seconds"),
     }
+
+
+def _found_row(found: "FoundOrder") -> dict[str, Any]:
+    return {"order_id": found.order_id, "by": enum_name(found, "kind")}
 
 
 def _event_row(entry: "OrderHistoryEntry") -> dict[str, Any]:

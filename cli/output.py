@@ -44,12 +44,14 @@ def told(error: Exception) -> str | None:
 
     from devstack.errors import DevstackError
     from domain.failures import DependencyDown, Permanent
+    from messaging.rewind import GroupRunsError
     from messaging.topic_admin import TopicAdminError
     from settings import SettingsError
     from storage.eraser import WritersOpenError
     from storage.migrate import MigrationError
 
-    if isinstance(error, SettingsError | MigrationError | TopicAdminError | DevstackError | WritersOpenError):
+    told = SettingsError | MigrationError | TopicAdminError | DevstackError | WritersOpenError | GroupRunsError
+    if isinstance(error, told):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; `orderflow dev` needs what requirements/dev.txt lists"

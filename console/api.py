@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orderflow.operations.v1.dead_letter_service_pb2_grpc import DeadLetterServiceAsyncStub
     from orderflow.orders.v1.order_history_pb2 import OrderHistoryEntry
     from orderflow.orders.v1.order_pb2 import Order, OrderStatus
+    from orderflow.orders.v1.order_service_pb2 import FoundOrder
 
 _CALL_SECONDS: Final = 10.0
 _PLAN_SECONDS: Final = 60.0
@@ -92,6 +93,11 @@ class Api:
         with _errors():
             response = await self._orders.get_order(order_id, metadata=self._metadata(), timeout=_CALL_SECONDS)
             return response.order
+
+    async def find(self, identifier: str) -> list["FoundOrder"]:
+        """Returns the orders that an identifier has to do with, newest first."""
+        with _errors():
+            return await self._orders.find_orders(identifier, metadata=self._metadata(), timeout=_CALL_SECONDS)
 
     async def history(self, order_id: str) -> list["OrderHistoryEntry"]:
         """Returns what happened to an order, oldest first: a thousand entries at most."""

@@ -194,6 +194,11 @@ class Account:
         found = [] if charge is None else self.book.refunds_of(charge.reference)
         return [self.show_refund(refund, intent) for refund in reversed(found)]
 
+    def intents_of_time(self, since: int, until: int) -> list[dict[str, Any]]:
+        """The PaymentIntents made from `since` until before `until`, whatever has become of them; the newest first."""
+        made = sorted(self._intents.values(), key=lambda intent: (intent.time, intent.intent_id), reverse=True)
+        return [self.show(intent) for intent in made if since <= intent.time < until]
+
     def charges_of_time(self, since: int, until: int) -> list[dict[str, Any]]:
         """The approved charges from `since` until before `until`, seconds since the epoch; the newest first."""
         intents = self._by_charge()

@@ -3,6 +3,7 @@
 It is that part of Stripe's API which workers.gateways.stripe uses, with the memory that stripe-mock does not have:
 
     POST /v1/payment_intents               unconfirmed; the payment methods are those of the book
+    GET  /v1/payment_intents               of a time
     GET  /v1/payment_intents/{id}
     POST /v1/payment_intents/{id}/confirm  moves money
     POST /v1/payment_intents/{id}/cancel
@@ -101,6 +102,7 @@ class StripeServer:
         """What callers see."""
         return [
             web.post("/v1/payment_intents", _served(self._create)),
+            web.get("/v1/payment_intents", _served(self._intents)),
             web.get("/v1/payment_intents/{id}", _served(self._retrieve)),
             web.post("/v1/payment_intents/{id}/confirm", _served(self._confirm)),
             web.post("/v1/payment_intents/{id}/cancel", _served(self._cancel)),
@@ -165,6 +167,11 @@ class StripeServer:
         await self._calls.take_time(request)
         since, until = _created(_asked(request, _PAGING))
         return await self._page(request, self._account.charges_of_time(since, until))
+
+    async def _intents(self, request: web.Request) -> web.StreamResponse:
+        await self._calls.take_time(request)
+        since, until = _created(_asked(request, _PAGING))
+        return await self._page(request, self._account.intents_of_time(since, until))
 
     async def _page(self, request: web.Request, found: list[dict[str, Any]]) -> web.StreamResponse:
         if after := request.query.get("starting_after"):

@@ -50,6 +50,11 @@ def _set(timestamp: Timestamp, time: datetime.datetime) -> None:
     timestamp.nanos = since.microseconds * 1_000
 
 
+def charge_key(order_id: str) -> str:
+    """Returns the idempotency key of an order's charge: one for ever."""
+    return f"charge-{order_id}"
+
+
 def etag_of(order_id: str, revision: int) -> str:
     """Returns the entity tag of an order at a revision (AIP-154)."""
     return f'"{order_id[:8]}-{revision}"'

@@ -11,7 +11,8 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent
 class ProjectionBatch:
     """A run of records of one partition, from position `begins` up to `ends`, where the next batch begins.
 
-    `failures` are records that could not be read, in the shape of dead letters.
+    `failures` are records that could not be read, in the shape of dead letters. `traces` are the ids of the traces that
+    records came with, 32 hexadecimal digits.
     """
 
     topic: str
@@ -21,6 +22,7 @@ class ProjectionBatch:
     events: list[tuple[Coordinates, OrderEvent]] = dataclasses.field(default_factory=list)
     dead_letters: list[tuple[Coordinates, DeadLetter]] = dataclasses.field(default_factory=list)
     failures: list[tuple[Coordinates, DeadLetter]] = dataclasses.field(default_factory=list)
+    traces: dict[Coordinates, str] = dataclasses.field(default_factory=dict)
 
 
 class PositionMoved(Exception):

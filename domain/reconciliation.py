@@ -59,6 +59,21 @@ class Movement:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class FoundCharge:
+    """A charge that the gateway has, for who may have forgotten it.
+
+    Attributes:
+        idempotency_key: the key that it ran under.
+        has_money: it was approved, or may still be.
+        gateway_intent: what the gateway has made under the key, where it charges in two steps.
+    """
+
+    idempotency_key: str
+    has_money: bool
+    gateway_intent: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """A capture or a refund as it is booked; `time` is when, by the clock of the process that booked it."""
 

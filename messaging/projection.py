@@ -185,6 +185,8 @@ class ProjectionRuntime:
                 continue
             try:
                 batch.events.append((at, envelope.decode(record.topic, record.key, record.value)))
+                if (trace_id := tracing.trace_id_in(record.headers)) is not None:
+                    batch.traces[at] = trace_id
             except Failure as failure:
                 log.warning("projector.record.recorded", **dataclasses.asdict(at), error_class=failure.error_class)
                 kind = "transient" if isinstance(failure, Transient) else "permanent"

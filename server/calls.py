@@ -62,4 +62,4 @@ def was_tried_before(context: "Context") -> bool:
 
 def is_read(method: str) -> bool:
     """Whether the method, given with its service, changes nothing: its errors have no outcome."""
-    return method.rpartition("/")[2].startswith(("Get", "BatchGet", "List", "Watch", "Summarize"))
+    return method.rpartition("/")[2].startswith(("Get", "BatchGet", "List", "Find", "Watch", "Summarize"))

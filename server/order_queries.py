@@ -16,6 +16,9 @@ from orderflow.orders.v1.order_pb2 import OrderStatus
 from orderflow.orders.v1.order_service_pb2 import (
     BatchGetOrdersRequest,
     BatchGetOrdersResponse,
+    FindOrdersRequest,
+    FindOrdersResponse,
+    FoundOrder,
     GetOrderRequest,
     GetOrderResponse,
     ListOrderEventsRequest,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 _FIRST_LOOK_SECONDS: Final = 0.01
 _SLOWEST_LOOK_SECONDS: Final = 0.1
 _LARGEST_BATCH: Final = 500
+_LONGEST_ID: Final = 255
+_MOST_FOUND: Final = 50
 _LARGEST_ANSWER: Final = 3 * 2**20
 """Bytes of orders on a page, more than one order apart: callers take 4 MiB unless they are told otherwise."""
 
@@ -94,6 +99,15 @@ class OrderQueries:
         if len(response.orders) < len(found):
             response.next_page_token = page_tokens.encode(request, caller, last)
         return response
+
+    async def find(self, request: FindOrdersRequest, context: "Context") -> FindOrdersResponse:
+        """Finds the orders that an identifier has to do with."""
+        text = request.id.strip()
+        if not 1 <= len(text) <= _LONGEST_ID or not text.isprintable():
+            raise errors.invalid([Violation("id", f"must be 1 to {_LONGEST_ID} printable characters")])
+        async with self._within_deadline(context, errors.store_unavailable):
+            found = await self._views.find(text, owner=calls.visible_owner(context), most=_MOST_FOUND)
+        return FindOrdersResponse(orders=[FoundOrder(order_id=each.order_id, kind=each.kind) for each in found])
 
     async def history(self, request: ListOrderEventsRequest, context: "Context") -> ListOrderEventsResponse:
         """Lists what happened to an order, oldest first."""

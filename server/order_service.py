@@ -15,6 +15,8 @@ from orderflow.orders.v1.order_service_pb2 import (
     CompleteOrderResponse,
     CreateOrderRequest,
     CreateOrderResponse,
+    FindOrdersRequest,
+    FindOrdersResponse,
     GetOrderRequest,
     GetOrderResponse,
     ListOrderEventsRequest,
@@ -70,6 +72,10 @@ class OrderService(order_service_pb2_grpc.OrderServiceServicer):
     async def ListOrders(self, request: ListOrdersRequest, context: "Context") -> ListOrdersResponse:  # noqa: N802
         """Lists orders, newest first."""
         return await self._queries.list(request, context)
+
+    async def FindOrders(self, request: FindOrdersRequest, context: "Context") -> FindOrdersResponse:  # noqa: N802
+        """Finds orders by any identifier."""
+        return await self._queries.find(request, context)
 
     async def ListOrderEvents(  # noqa: N802
         self, request: ListOrderEventsRequest, context: "Context"

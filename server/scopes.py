@@ -22,6 +22,7 @@ REQUIRED: Final = {
     f"{_ORDERS}GetOrder": READ,
     f"{_ORDERS}BatchGetOrders": READ,
     f"{_ORDERS}ListOrders": READ,
+    f"{_ORDERS}FindOrders": READ,
     f"{_ORDERS}ListOrderEvents": READ,
     f"{_ORDERS}WatchOrder": READ,
     f"{_ORDERS}CancelOrder": WRITE,

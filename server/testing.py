@@ -33,6 +33,7 @@ from orderflow.events.v1.order_event_pb2 import (
 )
 from orderflow.orders.v1 import order_service_pb2_grpc
 from orderflow.orders.v1.order_pb2 import Money, NotificationChannel, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_service_pb2 import IdentifierKind
 from server.admission import Admission
 from server.channel_options import channel_options
 from server.interceptors import CallInterceptor
@@ -46,7 +47,9 @@ from storage.command_answers import CommandAnswer, CommandAnswers
 from storage.known_requests import KnownRequest, KnownRequests
 from storage.order_history import HistoryPosition, HistoryRow, OrderHistory
 from storage.order_notices import OrderNotices
+from storage.order_search import Found
 from storage.order_views import ListFilter, ListPosition, OrderView, OrderViews
+from telemetry import tracing
 
 _GROUP: Final = "test-server"
 _NOWHERE: Final = Coordinates("orders", 0, 0)
@@ -233,6 +236,7 @@ class _Store:
         self.answers: dict[str, CommandAnswer] = {}
         self.others: dict[str, list[HistoryRow]] = {}
         self.letters = 0
+        self.traces: dict[str, set[str]] = {}
         self.changed: Callable[[Iterable[str]], None] = lambda _: None
 
     def add(self, event: OrderEvent) -> Order:
@@ -278,6 +282,21 @@ class _Store:
         if details is not None:
             return self.add(events.payment_refunded(cause, order, details, owner=owner))
         return self.add(events.carried_out(cause, order, owner=owner))
+
+    def identifiers(self, order_id: str) -> dict[IdentifierKind, set[str]]:
+        """Returns by what an order is found."""
+        history, others = self.histories[order_id], self.others.get(order_id, [])
+        references = {each.order_paid.gateway_reference for each in history}
+        references |= {each.payment_refunded.gateway_reference for each in history}
+        references |= {each.payment_failed.gateway_reference for each in history}
+        return {
+            IdentifierKind.IDENTIFIER_KIND_ORDER: {order_id},
+            IdentifierKind.IDENTIFIER_KIND_REQUEST: {history[0].order_created.request_id} - {""},
+            IdentifierKind.IDENTIFIER_KIND_EVENT: {event.event_id for event in history}
+            | {row.position.entry_id for row in others},
+            IdentifierKind.IDENTIFIER_KIND_TRACE: self.traces.get(order_id, set()),
+            IdentifierKind.IDENTIFIER_KIND_GATEWAY: references - {""},
+        }
 
     def caller(self, order_id: str) -> str:
         """Returns who placed the order."""
@@ -343,6 +362,16 @@ class _MemoryViews(OrderViews):
         known = [order_id for order_id in order_ids if order_id in self._store.histories]
         return {each: OrderView(self._store.histories[each][-1].order, self._store.caller(each)) for each in known}
 
+    async def find(self, text: str, *, owner: str | None, most: int) -> list[Found]:
+        found: list[Found] = []
+        for order_id in reversed(self._store.histories):
+            if owner in (None, self._store.caller(order_id)):
+                known = self._store.identifiers(order_id)
+                found += [
+                    Found(order_id, kind) for kind in sorted(known) if not known[kind].isdisjoint((text, text.lower()))
+                ][:1]
+        return found[:most]
+
     async def page(self, which: ListFilter, *, size: int) -> list[tuple[ListPosition, OrderView]]:
         found = []
         for order_id, view in (await self.get_many(list(self._store.histories))).items():
@@ -406,6 +435,8 @@ class _MemoryPublisher(Publisher):
     ) -> list[NotHandedOver | OutcomeUnknown | None]:
         for record in records:
             event = envelope.decode(record.topic.name, record.key, record.value)
+            if (trace_id := tracing.trace_id_in(record.headers)) is not None:
+                self._store.traces.setdefault(event.order.order_id, set()).add(trace_id)
             if event.type in commands.LEADS_TO:
                 self._store.decide(event)
             else:

@@ -11,9 +11,10 @@ from domain.lifecycle import AlreadyApplied
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.events.v1.order_event_pb2 import OrderEventType as E
-from orderflow.orders.v1.order_pb2 import Order, PaymentStatus
-from storage import command_answers, forgotten, order_rows, outcomes, stock
+from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
+from storage import command_answers, forgotten, order_rows, outcomes, restores, stock
 from storage.database import Database
+from storage.payment_decisions import open_payment
 
 if TYPE_CHECKING:
     from storage.database import Connection
@@ -31,7 +32,7 @@ class OrderCommands:
         """Decides a valid command and returns the events to emit. `is_last`: it is not tried again.
 
         Raises:
-            Transient: the order has no row, so far.
+            Transient: the order has no row, so far; or a charge of it is not booked that a restore has lost.
             DependencyDown: PostgreSQL is away.
         """
 
@@ -61,6 +62,8 @@ class OrderCommands:
                 raise Transient("ORDER_UNKNOWN", "the order has no row")
             raise CommandRefused("ORDER_NOT_FOUND")
         order, owner = found
+        if order.status == OrderStatus.ORDER_STATUS_PROCESSING and not is_last:
+            await _wait_for_forgotten_charge(connection, command, order)
         applied = commands.check(command, order, owner=owner)
         if isinstance(applied, AlreadyApplied):
             return []
@@ -71,6 +74,18 @@ class OrderCommands:
         return [events.carried_out(delivery, await order_rows.change(connection, order, now=now), owner=owner)]
 
 
+async def _wait_for_forgotten_charge(connection: "Connection", command: OrderEvent, order: Order) -> None:
+    """Lets the payment processor book first what a restore has lost: the command was given to a paid order, perhaps.
+
+    Raises:
+        Transient: `CHARGE_FORGOTTEN`: it has not, so far.
+    """
+    if command.type != E.ORDER_EVENT_TYPE_ORDER_EXPIRY_REQUESTED:
+        doubt = await restores.doubt(connection, order)
+        if doubt is not None and doubt.is_charged:
+            raise Transient("CHARGE_FORGOTTEN", "the gateway has a charge of the order, which is not booked so far")
+
+
 async def _refuse_expiry(connection: "Connection", order: Order, now: datetime.datetime) -> None:
     """Closes a payment under whose key nothing was ever sent.
 
@@ -79,13 +94,20 @@ async def _refuse_expiry(connection: "Connection", order: Order, now: datetime.d
     """
     if order.expire_time.ToDatetime(datetime.UTC) > now:
         raise CommandRefused("NOT_DUE", order.status)
+    doubt = await restores.doubt(connection, order)
+    if doubt is not None:
+        if doubt.is_charged:
+            raise CommandRefused("CHARGE_OPEN", order.status)
+        # Nothing was found that was charged. The payment stays open, so that a sweep closes its key at the gateway.
+        await open_payment(connection, order, now=now, send_time=None)
     # The payment processor stores its intent, with the time of the send, under the order's lock, which is ours by now.
-    closed = await connection.fetchrow(
-        "update payments set state = case when first_send_time is null then 'closed' else state end"
-        " where order_id = $1 returning state",
+    was_sent = await connection.fetchval(
+        "update payments set state = case when first_send_time is null and $2 then 'closed' else state end"
+        " where order_id = $1 returning first_send_time is not null",
         order.order_id,
+        doubt is None,
     )
-    if closed is not None and closed["state"] != "closed":
+    if was_sent:
         raise CommandRefused("CHARGE_OPEN", order.status)
 
 

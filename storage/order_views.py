@@ -10,7 +10,9 @@ import asyncpg
 
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import Order, OrderStatus, PaymentStatus
+from storage import order_search
 from storage.database import Database
+from storage.order_search import Found
 
 # UNKNOWN comes with the dead letter and has no revision (semantics 3). The letter may be projected before the order is,
 # so the two meet here and not where either is written.
@@ -125,6 +127,17 @@ class OrderViews:
             await connection.execute("set local enable_bitmapscan = off; set local enable_seqscan = off")
             rows = await connection.fetch(sql, *values)
         return [(ListPosition(row["create_time"], row["order_id"]), _view(row)) for row in rows]
+
+    async def find(self, text: str, *, owner: str | None, most: int) -> list[Found]:
+        """Returns the orders that an identifier has to do with, newest first; those of `owner`, None: of everybody.
+
+        Orders that were purged included.
+
+        Raises:
+            DependencyDown: PostgreSQL is away.
+        """
+        async with self._database.connection() as connection:
+            return await order_search.find(connection, text, owner=owner, most=most)
 
     async def revision(self, order_id: str) -> int:
         """Returns the revision that the read model has, 0 for none.

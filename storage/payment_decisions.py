@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from domain import events
 from domain.failures import Transient
+from domain.orders import charge_key
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
-from storage import forgotten, order_rows, outcomes, stock
+from storage import forgotten, order_rows, outcomes, restores, stock
 from storage.database import Database
 from storage.gathering import Gathering
 from storage.outcomes import Decision, Settled, StoredOutcome
@@ -28,6 +29,7 @@ class ChargeIntent:
     """A charge that is due.
 
     `first_send_time` is None if nothing was ever sent under its key; `send_time` is when this send was intended.
+    `look_up_first`: the database has forgotten what was sent, so that the gateway is to be asked; no send is intended.
     """
 
     order_id: str
@@ -36,6 +38,7 @@ class ChargeIntent:
     payment_method: str
     send_time: datetime.datetime
     first_send_time: datetime.datetime | None
+    look_up_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +49,30 @@ class _Answer:
     order_id: str
     reference: str
     decline_reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Intention:
+    """A record that a charge is to be intended for. `looked_up`: see `intend`."""
+
+    delivery: Delivery
+    looked_up: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Due:
+    """An order that is to be paid, as placed. `in_doubt`: more may have been sent than is booked (storage.restores)."""
+
+    order: Order
+    in_doubt: bool
+    looked_up: bool
+
+    @property
+    def look_up_first(self) -> bool:
+        return self.in_doubt and not self.looked_up
+
+    def is_late(self, now: datetime.datetime) -> bool:
+        return self.order.expire_time.ToDatetime(datetime.UTC) <= now
 
 
 class _NoCharge(enum.Enum):
@@ -62,8 +89,12 @@ class PaymentDecisions:
         """Uses the database's pool."""
         self._database = database
         self._now = now
-        self._intents: Gathering[Delivery, ChargeIntent | _NoCharge] = Gathering(
-            self._intend_all, most=_MOST, weigh=_size, heaviest=_HEAVIEST, about=_order_id
+        self._intents: Gathering[_Intention, ChargeIntent | _NoCharge] = Gathering(
+            self._intend_all,
+            most=_MOST,
+            weigh=lambda call: _size(call.delivery),
+            heaviest=_HEAVIEST,
+            about=lambda call: _order_id(call.delivery),
         )
         self._answers: Gathering[_Answer, list[OrderEvent] | StoredOutcome] = Gathering(
             self._book_all,
@@ -73,18 +104,21 @@ class PaymentDecisions:
             about=lambda answer: answer.order_id,
         )
 
-    async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
+    async def intend(self, delivery: Delivery, *, looked_up: bool = False) -> ChargeIntent | Settled:
         """Stores the intent to charge, with the time of the first send, and returns it; or what is decided already.
 
-        Call it right before sending: it fails when the order was cancelled or expired meanwhile.
+        Call it right before sending: it fails when the order was cancelled or expired meanwhile. `looked_up`: the
+        gateway was asked, as the intent said, and knows of no charge. Then an order that is not paid in time is left to
+        expire.
 
         Raises:
             Transient: the order has no row.
             DependencyDown: PostgreSQL is away.
         """
+        call = _Intention(delivery, looked_up)
         # The transaction is that of many orders; to each of them it is the time that it waited and took.
         with self._database.span("transaction"):
-            intent = await self._intents.ask(delivery)
+            intent = await self._intents.ask(call)
         match intent:
             case _NoCharge.NO_ROW:
                 return Settled(await outcomes.decide(self._database, delivery, _purged(delivery)))
@@ -92,48 +126,71 @@ class PaymentDecisions:
                 return Settled(await self.undecided(delivery))
         return intent
 
-    async def _intend_all(self, deliveries: Sequence[Delivery]) -> list[ChargeIntent | _NoCharge]:
+    async def _intend_all(self, calls: Sequence[_Intention]) -> list[ChargeIntent | _NoCharge]:
         async with self._database.transaction_of_many() as connection:
-            found = await _lock_unpaid(connection, deliveries)
-            orders = {order_id: order for order_id, order in found.items() if isinstance(order, Order)}
-            intents = await self._intend(connection, orders) if orders else {}
+            found = await _lock_unpaid(connection, calls)
+            due = {order_id: each for order_id, each in found.items() if isinstance(each, _Due)}
+            intents = await self._intend(connection, due) if due else {}
         answers: dict[str, ChargeIntent | _NoCharge] = {
-            order_id: intents[order_id] if isinstance(order, Order) else order for order_id, order in found.items()
+            order_id: intents[order_id] if isinstance(each, _Due) else each for order_id, each in found.items()
         }
-        return [answers.get(_order_id(each), _NoCharge.NO_ROW) for each in deliveries]
+        return [answers.get(_order_id(each.delivery), _NoCharge.NO_ROW) for each in calls]
 
-    async def _intend(self, connection: "Connection", orders: Mapping[str, Order]) -> dict[str, ChargeIntent]:
+    async def _intend(
+        self, connection: "Connection", due: Mapping[str, _Due]
+    ) -> dict[str, ChargeIntent | Literal[_NoCharge.SETTLED]]:
+        """Returns the intents. Those of orders that are not to be charged any more are settled: they will expire."""
         now = self._now()
         rows = await connection.fetch(
             "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
-            " update_time) select order_id, idempotency_key, 'intended', amount_minor, currency_code, $5, $5"
-            " from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[])"
-            " as intent (order_id, idempotency_key, amount_minor, currency_code)"
+            " update_time) select order_id, idempotency_key, 'intended', amount_minor, currency_code, send_time, $6"
+            " from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[])"
+            " as intent (order_id, idempotency_key, amount_minor, currency_code, send_time)"
             " order by order_id"  # one lock order everywhere
             " on conflict (order_id) do nothing"
             " returning order_id, idempotency_key, null::timestamptz as sent_before",
-            list(orders),
-            [f"charge-{order_id}" for order_id in orders],
-            [order.total.amount_minor for order in orders.values()],
-            [order.total.currency_code for order in orders.values()],
+            list(due),
+            [charge_key(order_id) for order_id in due],
+            [each.order.total.amount_minor for each in due.values()],
+            [each.order.total.currency_code for each in due.values()],
+            [None if each.look_up_first else now for each in due.values()],
             now,
         )
-        if len(rows) < len(orders):
-            # update_time tells the last who intended to send: only that one may take its send back.
-            rows += await connection.fetch(
-                "update payments set first_send_time = coalesce(payments.first_send_time, $2), update_time = $2"
-                " from (select order_id, first_send_time as sent_before from payments where order_id = any($1::uuid[])"
-                " order by order_id for no key update) as before where payments.order_id = before.order_id"
-                " returning payments.order_id, idempotency_key, sent_before",
-                list(orders.keys() - {str(row["order_id"]) for row in rows}),
+        intents: dict[str, ChargeIntent | Literal[_NoCharge.SETTLED]] = {}
+        if known := list(due.keys() - {str(row["order_id"]) for row in rows}):
+            before = await connection.fetch(
+                "select order_id, idempotency_key, first_send_time as sent_before from payments"
+                " where order_id = any($1::uuid[]) order by order_id for no key update",
+                known,
+            )
+            rows += before
+            goes_out = []
+            for row in before:
+                each = due[str(row["order_id"])]
+                if each.in_doubt and row["sent_before"] is None and each.is_late(now) and not each.look_up_first:
+                    intents[each.order.order_id] = _NoCharge.SETTLED  # perhaps it had expired, and its customer knows
+                elif not each.look_up_first:
+                    goes_out.append(each.order.order_id)
+            await connection.execute(
+                # update_time tells the last who intended to send: only that one may take its send back.
+                "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
+                " where order_id = any($1::uuid[])",
+                goes_out,
                 now,
             )
-        intents = {}
         for row in rows:
-            order_id = str(row["order_id"])
-            order = orders[order_id]
-            intents[order_id] = ChargeIntent(
-                order_id, row["idempotency_key"], order.total, order.payment_method, now, row["sent_before"]
+            each = due[str(row["order_id"])]
+            intents.setdefault(
+                each.order.order_id,
+                ChargeIntent(
+                    each.order.order_id,
+                    row["idempotency_key"],
+                    each.order.total,
+                    each.order.payment_method,
+                    now,
+                    row["sent_before"],
+                    each.look_up_first,
+                ),
             )
         return intents
 
@@ -270,6 +327,22 @@ class PaymentDecisions:
             )
 
 
+async def open_payment(
+    connection: "Connection", order: Order, *, now: datetime.datetime, send_time: datetime.datetime | None
+) -> None:
+    """Inserts an order's payment, as intended, where there is none."""
+    await connection.execute(
+        "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
+        " update_time) values ($1, $2, 'intended', $3, $4, $5, $6) on conflict (order_id) do nothing",
+        order.order_id,
+        charge_key(order.order_id),
+        order.total.amount_minor,
+        order.total.currency_code,
+        send_time,
+        now,
+    )
+
+
 async def book_captures(connection: "Connection", references: Mapping[str, str], now: datetime.datetime) -> None:
     """Books approved charges, each once, with the gateway's references by order ids. The orders' rows must be locked.
 
@@ -304,22 +377,29 @@ async def _book_declines(
 
 
 async def _lock_unpaid(
-    connection: "Connection", deliveries: Sequence[Delivery]
-) -> dict[str, Order | Literal[_NoCharge.SETTLED]]:
-    """Locks the rows of records' orders. Returns those that are due, as placed, by their ids; none without a row."""
+    connection: "Connection", calls: Sequence[_Intention]
+) -> dict[str, _Due | Literal[_NoCharge.SETTLED]]:
+    """Locks the rows of records' orders. Returns those that are due by their ids; none without a row."""
     rows = await connection.fetch(
-        "select orders.order_id, status = $4 and not exists (select from outcomes"
-        " where outcomes.group_name = asked.group_name and outcomes.event_id = asked.event_id) as is_due, content"
-        " from unnest($1::uuid[], $2::text[], $3::uuid[]) as asked (order_id, group_name, event_id)"
+        "select orders.order_id, status = $4 and not exists (select from outcomes"  # noqa: S608 - constants
+        " where outcomes.group_name = asked.group_name and outcomes.event_id = asked.event_id) as is_due, content,"
+        f" {restores.IS_IN_DOUBT.format(created='asked.create_time')} as in_doubt"
+        " from unnest($1::uuid[], $2::text[], $3::uuid[], $5::timestamptz[])"
+        " as asked (order_id, group_name, event_id, create_time)"
         " join orders using (order_id)"
         " order by orders.order_id for no key update of orders",  # one lock order everywhere
-        [_order_id(each) for each in deliveries],
-        [each.group for each in deliveries],
-        [each.event.event_id for each in deliveries],
+        [_order_id(call.delivery) for call in calls],
+        [call.delivery.group for call in calls],
+        [call.delivery.event.event_id for call in calls],
         OrderStatus.ORDER_STATUS_PROCESSING,
+        [call.delivery.event.order.create_time.ToDatetime(datetime.UTC) for call in calls],
     )
+    looked_up = {_order_id(call.delivery): call.looked_up for call in calls}
     return {
-        str(row["order_id"]): Order.FromString(row["content"]) if row["is_due"] else _NoCharge.SETTLED for row in rows
+        str(row["order_id"]): _Due(Order.FromString(row["content"]), row["in_doubt"], looked_up[str(row["order_id"])])
+        if row["is_due"]
+        else _NoCharge.SETTLED
+        for row in rows
     }
 
 

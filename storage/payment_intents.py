@@ -1,6 +1,11 @@
 """Which intent of the gateway stands for a payment's key: stored before it is confirmed (semantics 21)."""
 
+from typing import Final
+
 from storage.database import Database
+
+# What was found at the gateway after a restore of the database stands for what the payment's row has lost.
+_FOUND: Final = "(select gateway_intent from found_charges where idempotency_key = $1)"
 
 
 class PaymentIntents:
@@ -14,7 +19,9 @@ class PaymentIntents:
         """Returns the id that is stored under the key, closed or not."""
         async with self._database.connection() as connection:
             found: str | None = await connection.fetchval(
-                "select gateway_intent from payments where idempotency_key = $1", key
+                "select coalesce((select gateway_intent from payments where idempotency_key = $1),"  # noqa: S608
+                f" {_FOUND})",
+                key,
             )
         return found
 
@@ -22,7 +29,7 @@ class PaymentIntents:
         """Stores an id if none is, and returns the one that is. None: the key was closed before."""
         async with self._database.connection() as connection:
             stored: str | None = await connection.fetchval(
-                "update payments set gateway_intent = coalesce(gateway_intent, $2)"
+                f"update payments set gateway_intent = coalesce(gateway_intent, {_FOUND}, $2)"  # noqa: S608
                 " where idempotency_key = $1 and not gateway_closed returning gateway_intent",
                 key,
                 intent_id,
@@ -33,6 +40,9 @@ class PaymentIntents:
         """Closes the key for good, so that no id is stored under it from now on. Returns the one that is."""
         async with self._database.connection() as connection:
             stored: str | None = await connection.fetchval(
-                "update payments set gateway_closed = true where idempotency_key = $1 returning gateway_intent", key
+                "update payments set gateway_closed = true,"  # noqa: S608 - a constant
+                f" gateway_intent = coalesce(gateway_intent, {_FOUND})"
+                " where idempotency_key = $1 returning gateway_intent",
+                key,
             )
         return stored

@@ -5,7 +5,7 @@ contact data of erased users (semantics 34 and 35).
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from domain.letters import order_id_of
@@ -100,7 +100,9 @@ class Projection:
             erased = erasures.clear(known.erased, [event.order for _, event in events])
             for batch in batches:
                 await erased_letters.clear_arriving(connection, batch)
-            await _write_history(connection, events)
+            await _write_history(
+                connection, events, {at: trace for batch in batches for at, trace in batch.traces.items()}
+            )
             await _write_views(connection, [event for _, event in events if event.revision > 0])
             await _write_dead_letters(connection, [each for batch in batches for each in batch.dead_letters])
             await _write_failures(connection, [each for batch in batches for each in batch.failures])
@@ -109,12 +111,15 @@ class Projection:
             await order_notices.notify(connection, (event.order.order_id for _, event in events if event.revision > 0))
 
 
-async def _write_history(connection: "Connection", events: Sequence[tuple[Coordinates, OrderEvent]]) -> None:
+async def _write_history(
+    connection: "Connection", events: Sequence[tuple[Coordinates, OrderEvent]], traces: Mapping[Coordinates, str]
+) -> None:
     if events:
         await connection.execute(
             "insert into order_events (order_id, event_id, type, revision, occur_time, topic, partition, record_offset,"
-            " event) select * from unnest($1::uuid[], $2::uuid[], $3::int[], $4::bigint[], $5::timestamptz[],"
-            " $6::text[], $7::int[], $8::bigint[], $9::bytea[]) on conflict (order_id, event_id) do nothing",
+            " event, trace_id, declined_reference) select * from unnest($1::uuid[], $2::uuid[], $3::int[],"
+            " $4::bigint[], $5::timestamptz[], $6::text[], $7::int[], $8::bigint[], $9::bytea[], $10::uuid[],"
+            " $11::text[]) on conflict (order_id, event_id) do nothing",
             [event.order.order_id for _, event in events],
             [event.event_id for _, event in events],
             [event.type for _, event in events],
@@ -124,6 +129,8 @@ async def _write_history(connection: "Connection", events: Sequence[tuple[Coordi
             [at.partition for at, _ in events],
             [at.offset for at, _ in events],
             [event.SerializeToString() for _, event in events],
+            [traces.get(at) for at, _ in events],
+            [event.payment_failed.gateway_reference[:_KEY] or None for _, event in events],
         )
 
 

@@ -11,10 +11,10 @@ from domain.failures import Permanent, Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, PaymentRefundedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus
-from storage import command_answers, dead_letters, forgotten, order_rows, outcomes
+from storage import command_answers, dead_letters, forgotten, order_rows, outcomes, restores
 from storage.database import Database
 from storage.outcomes import Settled
-from storage.payment_decisions import book_captures
+from storage.payment_decisions import book_captures, open_payment
 
 if TYPE_CHECKING:
     from storage.database import Connection
@@ -29,7 +29,7 @@ class RefundIntent:
     `asked_by` is the event_id of the record that asked for it: not always the one that is handled, for a sweep goes on
     with what another has begun. `request_fingerprint` is None if that record was no command, and empty if it was one of
     the system's own. `first_send_time` is None if nothing is out under the key; `send_time` is when this send was
-    intended.
+    intended. `look_up_first`: the database has forgotten what was sent, so that the gateway is to be asked.
     """
 
     order_id: str
@@ -41,6 +41,7 @@ class RefundIntent:
     request_fingerprint: bytes | None
     send_time: datetime.datetime
     first_send_time: datetime.datetime | None
+    look_up_first: bool
 
 
 class RefundDecisions:
@@ -75,7 +76,10 @@ class RefundDecisions:
             elif order.status != OrderStatus.ORDER_STATUS_CANCELLED:
                 raise Permanent("INVALID_EVENT", "the order is not cancelled")
             else:
-                # No intent is stored for a cancelled order: without one by now nothing was sent, and nothing will be.
+                # No intent is stored for a cancelled order: without one by now nothing was sent, and nothing will be;
+                # unless a restore has lost it, and then closing the key tells.
+                if await restores.doubt(connection, order) is not None:
+                    await open_payment(connection, order, now=self._now(), send_time=None)
                 key = await connection.fetchval("select idempotency_key from payments where order_id = $1", order_id)
         return Settled(await self._nothing(delivery)) if key is None else key
 
@@ -106,7 +110,9 @@ class RefundDecisions:
                     "closed" if approved is None else "declined",
                     self._now(),
                 )
-            intent = await self._found(connection, delivery) or await self._intend(connection, delivery, None)
+            intent = await self._found(connection, delivery, order) or await self._intend(
+                connection, delivery, order, None
+            )
         return intent or Settled(await self._nothing(delivery, CommandRefused(NOT_DUE, order.status)))
 
     async def intend(self, delivery: Delivery, *, is_last: bool) -> RefundIntent | Settled:
@@ -152,7 +158,7 @@ class RefundDecisions:
     ) -> RefundIntent | None:
         """Returns the intent. None: this refund was made so long ago that its outcome was purged."""
         order, owner = await _order_of(connection, delivery, is_last=is_last)
-        if (intent := await self._found(connection, delivery)) is not None:
+        if (intent := await self._found(connection, delivery, order)) is not None:
             return intent  # whatever the order has become since, the refund may have been sent
         state = await connection.fetchval("select state from refunds where event_id = $1", delivery.event.event_id)
         if state == "done":
@@ -164,7 +170,7 @@ class RefundDecisions:
         wanted = asked.amount if asked.HasField("amount") else None
         if wanted is not None and wanted.currency_code != order.total.currency_code:
             raise CommandRefused("CURRENCY_MISMATCH", order.status)
-        intent = await self._intend(connection, delivery, wanted.amount_minor if wanted else None)
+        intent = await self._intend(connection, delivery, order, wanted.amount_minor if wanted else None)
         if intent is None:
             raise CommandRefused("REFUND_TOO_LARGE", order.status)
         return intent
@@ -173,7 +179,7 @@ class RefundDecisions:
         self, connection: "Connection", delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
     ) -> str | RefundIntent:
         order, owner = await _order_of(connection, delivery, is_last=is_last)
-        if (intent := await self._found(connection, delivery)) is not None:
+        if (intent := await self._found(connection, delivery, order)) is not None:
             return intent
         commands.check(delivery.event, order, owner=owner)
         await connection.execute(
@@ -183,7 +189,7 @@ class RefundDecisions:
             delivery.event.event_id,
             sent_before,
         )
-        if (intent := await self._found(connection, delivery)) is not None:
+        if (intent := await self._found(connection, delivery, order)) is not None:
             return intent
         if order.status in lifecycle.CALLED_OFF:
             key: str | None = await connection.fetchval(
@@ -192,11 +198,11 @@ class RefundDecisions:
             )
             if key is not None:
                 return key
-            if (intent := await self._intend(connection, delivery, None)) is not None:
+            if (intent := await self._intend(connection, delivery, order, None)) is not None:
                 return intent
         raise CommandRefused(NOT_DUE, order.status)
 
-    async def _found(self, connection: "Connection", delivery: Delivery) -> RefundIntent | None:
+    async def _found(self, connection: "Connection", delivery: Delivery, order: Order) -> RefundIntent | None:
         """Returns the open intent that this record has stored before, or goes on with, now to be sent.
 
         The order's row must be locked.
@@ -221,6 +227,7 @@ class RefundDecisions:
             request_fingerprint=row["request_fingerprint"],
             send_time=self._now(),
             first_send_time=row["first_send_time"],
+            look_up_first=await restores.doubt(connection, order) is not None,
         )
         # update_time tells the last who intended to send: only that one may take its send back.
         await connection.execute(
@@ -231,7 +238,9 @@ class RefundDecisions:
         )
         return intent
 
-    async def _intend(self, connection: "Connection", delivery: Delivery, wanted: int | None) -> RefundIntent | None:
+    async def _intend(
+        self, connection: "Connection", delivery: Delivery, order: Order, wanted: int | None
+    ) -> RefundIntent | None:
         """Stores an intent of so much, all that is left without an amount. None: not so much is left.
 
         The order's row must be locked.
@@ -258,6 +267,7 @@ class RefundDecisions:
             request_fingerprint=delivery.event.command.request_fingerprint if is_command else None,
             send_time=self._now(),
             first_send_time=None,
+            look_up_first=await restores.doubt(connection, order) is not None,
         )
         await connection.execute(
             "insert into refunds (event_id, order_id, idempotency_key, state, amount_minor, currency_code, reason,"

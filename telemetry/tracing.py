@@ -93,6 +93,13 @@ def trace_id() -> str:
     return trace.format_trace_id(trace.get_current_span().get_span_context().trace_id)
 
 
+def trace_id_in(headers: Headers) -> str | None:
+    """Returns the id of the trace that the headers are of, 32 hexadecimal digits; None if they are of none."""
+    told = next((value for name, value in headers if name == "traceparent" and value is not None), b"")
+    found = _span_context(told.decode("ascii", "replace"))
+    return trace.format_trace_id(found.trace_id) if found is not None else None
+
+
 def _extracted(headers: Headers) -> Context:
     carrier = {k: v.decode("ascii", "replace") for k, v in headers if k in _FIELDS and v is not None}
     if len(carrier) == 1 and (told := _span_context(carrier.get("traceparent", ""))) is not None:

@@ -74,12 +74,13 @@ class ReadModel:
         self._topic = a_group()
         self._position: int | None = None
 
-    async def add(self, *events: OrderEvent, dead_letters: Iterable[DeadLetter] = ()) -> None:
+    async def add(self, *events: OrderEvent, dead_letters: Iterable[DeadLetter] = (), trace_id: str = "") -> None:
         if self._position is None:
             self._position = 0
             await self._projection.begin(self._topic, 0, 0)
         batch = ProjectionBatch(self._topic, 0, self._position, self._position + max(len(events), 1))
         batch.events = [(Coordinates(self._topic, 0, self._position + n), event) for n, event in enumerate(events)]
+        batch.traces = {at: trace_id for at, _ in batch.events} if trace_id else {}
         batch.dead_letters = [(Coordinates("dlq", 0, int(an_id()[:7], 16)), letter) for letter in dead_letters]
         await self._projection.apply(batch)
         self._position = batch.ends

@@ -4,6 +4,7 @@ What only one worker needs is imported where that worker is built: a process sta
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -33,12 +34,13 @@ from telemetry import logs, metrics, process
 from telemetry.health import Health
 
 if TYPE_CHECKING:
-    from domain.reconciliation import Case
+    from domain.reconciliation import Case, FoundCharge
     from storage.reconciliation_cases import ReconciliationCases
     from storage.standing import Patience
     from workers.channels.channel import Channel
     from workers.channels.email import EmailChannel
     from workers.gateways.gateway import PaymentGateway
+    from workers.gateways.stripe import StripeGateway
     from workers.notification_service import Ambiguous, NotificationService
     from workers.reconciliation import Reconciliation
     from workers.webhook import Webhook
@@ -186,18 +188,7 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
 
 def _gateway(settings: Settings, database: Database) -> "PaymentGateway":
     if settings.gateway.kind == "stripe":
-        from storage.payment_intents import PaymentIntents
-        from workers.gateways.stripe import StripeGateway
-
-        if settings.stripe.key is None or not settings.stripe.key.get_secret_value():
-            raise SettingsError("ORDERFLOW_STRIPE_KEY must be set where ORDERFLOW_GATEWAY_KIND is stripe")
-        return StripeGateway(
-            settings.stripe.key.get_secret_value(),
-            references=PaymentIntents(database),
-            base_url=settings.stripe.url,
-            connect_timeout=settings.gateway.connect_timeout,
-            total_timeout=settings.gateway.timeout,
-        )
+        return _stripe(settings, database)
 
     if settings.gateway.kind == "remote":
         from workers.gateways.remote import HttpGateway
@@ -214,6 +205,50 @@ def _gateway(settings: Settings, database: Database) -> "PaymentGateway":
         latency=settings.gateway.simulated_latency_ms / 1000,
         benchmark_declines=settings.gateway.simulated_decline_every_50th,
     )
+
+
+def _stripe(settings: Settings, database: Database) -> "StripeGateway":
+    from storage.payment_intents import PaymentIntents
+    from workers.gateways.stripe import StripeGateway
+
+    if settings.stripe.key is None or not settings.stripe.key.get_secret_value():
+        raise SettingsError("ORDERFLOW_STRIPE_KEY must be set where ORDERFLOW_GATEWAY_KIND is stripe")
+    return StripeGateway(
+        settings.stripe.key.get_secret_value(),
+        references=PaymentIntents(database),
+        base_url=settings.stripe.url,
+        connect_timeout=settings.gateway.connect_timeout,
+        total_timeout=settings.gateway.timeout,
+    )
+
+
+async def gateway_charges(
+    settings: Settings, database: Database, since: datetime.datetime, until: datetime.datetime
+) -> "list[FoundCharge]":
+    """Returns the charges that the gateway has of a time. None of a simulated one, which is in another process.
+
+    Raises:
+        SettingsError: there is no key for it.
+        GatewayUnavailable: it does not answer.
+        GatewayRefused: it refuses the question itself.
+    """
+    from domain.orders import charge_key
+    from domain.reconciliation import FoundCharge
+
+    found: list[FoundCharge] = []
+    if settings.gateway.kind == "stripe":
+        stripe = _stripe(settings, database)
+        async with contextlib.aclosing(stripe):
+            found = await stripe.made(since, until)
+    elif settings.gateway.kind == "remote":
+        async with contextlib.aclosing(_gateway(settings, database)) as gateway:
+            cursor: str | None = ""
+            while cursor is not None:
+                page = await gateway.movements(since, until, cursor)
+                charges = [each for each in page.movements if each.kind == "charge"]
+                found += [FoundCharge(charge_key(each.order_id), has_money=True) for each in charges]
+                cursor = page.next_cursor or None
+    return found
 
 
 def _guarded(gateway: "PaymentGateway", settings: Settings) -> "PaymentGateway":

@@ -48,8 +48,11 @@ SPEC = WorkerSpec(
 class PaymentDecisions(Protocol):
     """What the payment processor intends and decides with. Every method raises DependencyDown."""
 
-    async def intend(self, delivery: Delivery) -> ChargeIntent | Settled:
-        """Stores the intent to charge and returns it, or what is decided already."""
+    async def intend(self, delivery: Delivery, *, looked_up: bool = False) -> ChargeIntent | Settled:
+        """Stores the intent to charge and returns it, or what is decided already.
+
+        `looked_up`: the gateway was asked, as the intent said, and knows of no charge.
+        """
         ...
 
     async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
@@ -124,6 +127,12 @@ async def charge(
     fault_points.reached("W5")
     if not delivery.is_owned():
         raise Transient("PARTITION_LOST", "another process owns the partition by now")
+    if intent.look_up_first:
+        if (found := await gateway.find(intent.idempotency_key)) is not None:
+            return await _booked(delivery, found, decisions)
+        intent = await decisions.intend(delivery, looked_up=True)
+        if isinstance(intent, Settled):
+            return intent.events
     try:
         if _is_past(intent, key_window, now()):
             answer = await gateway.find(intent.idempotency_key)

@@ -161,12 +161,15 @@ class Refunds:
         """Sends under the refund's key, as often as it takes: inside the window of keys that is one refund.
 
         Past the window it is looked up first. What the gateway does not know of after so long is not on its way any
-        more, and a refund that was never made is not left at that, as a charge would be.
+        more, and a refund that was never made is not left at that, as a charge would be. The same holds of one whose
+        first send a restore of the database may have lost.
         """
-        if intent.first_send_time is not None and self._now() - intent.first_send_time > self._key_window:
+        is_past = intent.first_send_time is not None and self._now() - intent.first_send_time > self._key_window
+        if is_past or intent.look_up_first:
             if (found := await self._looked_up(intent)) is not None:
                 return found
-            intent = await self._decisions.sent_anew(intent)
+            if is_past:
+                intent = await self._decisions.sent_anew(intent)
         if intent.first_send_time is None:
             try:
                 return await self._send(intent)

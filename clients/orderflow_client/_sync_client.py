@@ -22,6 +22,8 @@ from orderflow.orders.v1.order_service_pb2 import (
     CompleteOrderRequest,
     CompleteOrderResponse,
     CreateOrderResponse,
+    FindOrdersRequest,
+    FoundOrder,
     GetOrderRequest,
     GetOrderResponse,
     ListOrderEventsRequest,
@@ -310,6 +312,19 @@ class SyncOrdersClient:
         """Returns a page of the orders that match; `next_page_token` leads on, with the same filter."""
         request = list_orders_request(page_size, page_token, **which)
         return self._call(self._stub.ListOrders, request, timeout, metadata)
+
+    def find_orders(
+        self, identifier: str, *, timeout: float | None = None, metadata: Metadata = ()
+    ) -> list[FoundOrder]:
+        """Returns the orders that an identifier has to do with, newest first, at most 50. None is no error.
+
+        Args:
+            identifier: Of the order, a request, an event, a trace, or of a charge or a refund at the payment gateway.
+            timeout: Seconds that the call may take.
+            metadata: Goes along with the call.
+        """
+        response = self._call(self._stub.FindOrders, FindOrdersRequest(id=identifier), timeout, metadata)
+        return list(response.orders)
 
     def list_order_events(
         self, order_id: str, *, page_size: int = 0, timeout: float | None = None, metadata: Metadata = ()

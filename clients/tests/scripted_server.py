@@ -79,6 +79,8 @@ class ScriptedOrders(order_service_pb2_grpc.OrderServiceServicer):
     """What becomes of orders in batches, by request_id and try."""
     stored: list[order_pb2.Order] = field(default_factory=list)
     """What there is to list, newest first."""
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """The orders that an identifier leads to."""
     life: tuple[int, ...] = LIFE
     """The states that a watched order goes through, revisions 1, 2 ..."""
     stream_script: deque[Step] = field(default_factory=deque)
@@ -133,6 +135,16 @@ class ScriptedOrders(order_service_pb2_grpc.OrderServiceServicer):
         start, end = _page(request, default=2)
         token = str(end) if end < len(self.stored) else ""
         return order_service_pb2.ListOrdersResponse(orders=self.stored[start:end], next_page_token=token)
+
+    async def FindOrders(self, request, context):  # noqa: N802
+        await self._step(request, context)
+        kind = order_service_pb2.IDENTIFIER_KIND_GATEWAY
+        return order_service_pb2.FindOrdersResponse(
+            orders=[
+                order_service_pb2.FoundOrder(order_id=order_id, kind=kind)
+                for order_id in self.found.get(request.id, [])
+            ]
+        )
 
     async def ListOrderEvents(self, request, context):  # noqa: N802
         await self._step(request, context)

@@ -133,6 +133,7 @@ def test_the_attempts_of_a_call_outlast_the_wait_before_a_connect():
         ("batch_get_orders", {"order_ids": ["order-1"]}),
         ("list_orders", {}),
         ("list_orders_page", {}),
+        ("find_orders", {"identifier": "order-1"}),
         ("list_order_events", {"order_id": "order-1"}),
         ("list_order_events_page", {"order_id": "order-1"}),
     ],

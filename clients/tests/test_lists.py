@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from orderflow.orders.v1.order_pb2 import Order
-from orderflow_client import OrderStatus
+from orderflow_client import IdentifierKind, OrderStatus
 
 
 @pytest.fixture
@@ -71,6 +71,16 @@ async def test_the_history_over_all_pages(caller, orders):
     ]
     page = await caller.call("list_order_events_page", "order-1", page_size=4)
     assert (len(page.entries), page.next_page_token) == (4, "4")
+
+
+async def test_orders_are_found_by_any_identifier(caller, orders):
+    orders.found = {"pi_1": ["order-1", "order-2"]}
+    found = await caller.call("find_orders", "pi_1")
+    assert [(each.order_id, each.kind) for each in found] == [
+        ("order-1", IdentifierKind.IDENTIFIER_KIND_GATEWAY),
+        ("order-2", IdentifierKind.IDENTIFIER_KIND_GATEWAY),
+    ]
+    assert await caller.call("find_orders", "nobody") == []
 
 
 async def test_pages_larger_than_grpc_allows_by_itself(caller, orders):

@@ -5,8 +5,8 @@ import datetime
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, Awaitable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 from starlette.routing import Route
@@ -18,36 +18,50 @@ from console.pages.spans import SPANS, since
 from console.workers import workers
 from orderflow.operations.v1.dead_letter_service_pb2 import DeadLetterFilter
 from orderflow.orders.v1.order_pb2 import OrderStatus
+from orderflow.orders.v1.order_service_pb2 import IdentifierKind
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+T = TypeVar("T")
+
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TRACE: Final = re.compile(r"[0-9a-f]{32}")
 _DEAD_LETTER: Final = re.compile(r"(?:dlq/)?([0-9]{1,9}-[0-9]{1,18})")
 _STATUSES: Final = [value.name.removeprefix("ORDER_STATUS_") for value in OrderStatus.DESCRIPTOR.values[1:]]
 _NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
 
 
 async def search(request: "Request") -> "Response":
-    """Leads to what an id stands for: an order, a dead letter, a replay plan; else to a user's orders."""
+    """Leads to what an id stands for: a dead letter, an order by any id, a replay plan; else to a user's orders."""
     asked = visit(request)
     text = request.query_params.get("q", "").strip()
     letter = _DEAD_LETTER.fullmatch(text)
     if letter:
         return see(f"/dead-letters/{letter.group(1)}")
-    if not _UUID.fullmatch(text.lower()):
-        return see("/orders", user=text)
-    identifier = text.lower()
-    for look, path in ((asked.api.order, "/orders"), (asked.api.plan, "/plans")):
-        try:
-            await look(identifier)
-        except ApiError as error:
-            if error.code not in _NOT_THERE:
-                raise
-        else:
-            return see(f"{path}/{identifier}")
-    return asked.page("not_found.html", status=404, text=identifier)
+    is_uuid = _UUID.fullmatch(text.lower()) is not None
+    if (found := await _unless_missing(asked.api.find(text))) is not None and found:
+        # What a caller has named a request may be the name of a user, too.
+        is_sure = is_uuid or found[0].kind != IdentifierKind.IDENTIFIER_KIND_REQUEST
+        if len(found) == 1 and is_sure:
+            return see(f"/orders/{found[0].order_id}")
+        return asked.page("found.html", text=text, found=found)
+    if is_uuid and await _unless_missing(asked.api.plan(text.lower())) is not None:
+        return see(f"/plans/{text.lower()}")
+    if is_uuid or _TRACE.fullmatch(text.lower()):
+        return asked.page("not_found.html", status=404, text=text)
+    return see("/orders", user=text)
+
+
+async def _unless_missing(call: Awaitable[T]) -> T | None:
+    """Returns what a call returns; None where the server knows of no such thing."""
+    try:
+        return await call
+    except ApiError as error:
+        if error.code not in _NOT_THERE:
+            raise
+        return None
 
 
 async def orders(request: "Request") -> "Response":

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from orderflow_client import OrdersClient
 from settings import SettingsError
 from tests import engines
 from tests.console import content
@@ -82,6 +83,34 @@ async def test_an_order_is_found_by_its_id_and_shown_with_all_that_happened(of: 
 async def test_other_ids_lead_to_what_they_stand_for(of: System, text: str, path: str) -> None:
     async with browser(of) as client:
         assert (await client.get("/search", params={"q": text})).headers["location"] == path
+
+
+async def test_an_order_is_found_by_any_id_that_has_to_do_with_it(of: System, made: dict[str, str]) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    async with OrdersClient(of.target) as orders:
+        traced = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"),)
+        placed = [
+            await content.place(orders, request_id=each, metadata=traced)
+            for each in ("name", "7a1f8a52-9f51-4d0e-8f0e-1f6d4a0b9c11")
+        ]
+        [event] = [each async for each in orders.list_order_events(placed[0])]
+    of.orders.pay(placed[0])
+    async with browser(of) as client:
+        for text, order_id in (
+            (event.entry_id, placed[0]),
+            (f"test-{placed[0]}", placed[0]),
+            ("7a1f8a52-9f51-4d0e-8f0e-1f6d4a0b9c11", placed[1]),
+        ):
+            found = await client.get("/search", params={"q": text})
+            assert found.headers["location"] == f"/orders/{order_id}", text
+        several = await client.get("/search", params={"q": trace_id})
+        assert several.status_code == 200
+        assert [each for each in placed if f'href="/orders/{each}"' in several.text] == placed
+        named = await client.get("/search", params={"q": "name"})
+        assert f'href="/orders/{placed[0]}"' in named.text
+        assert 'href="/orders?user=name"' in named.text, "it may be a user as well"
+        nowhere = await client.get("/search", params={"q": trace_id.replace("4", "5")})
+        assert nowhere.status_code == 404
 
 
 async def test_what_is_nowhere_is_not_found(of: System) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from devstack.system import ROLES, STAND_INS, Ports, System, is_serving
+from devstack.system import ROLES, STAND_INS, Ports, StripeStandIn, System, is_serving
 from tests.e2e import observer
 
 RETRY_DELAYS: Final = (1, 2)
@@ -27,9 +27,16 @@ PARTITIONS: Final = {"orders": 3, "payments": 3, "notifications": 3, "dlq": 1, *
 class ObservedSystem(System):
     """A System with short retry delays that tells where its groups stand and can be mended."""
 
-    def __init__(self, directory: pathlib.Path, ports: Ports, *, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        ports: Ports,
+        *,
+        settings: dict[str, str],
+        stripe: StripeStandIn | None = None,
+    ) -> None:
         delays = {"ORDERFLOW_KAFKA_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS))}
-        super().__init__(directory, ports, settings=delays | settings)
+        super().__init__(directory, ports, settings=delays | settings, stripe=stripe)
         self._own_settings: dict[str, dict[str, str]] = {}
 
     # -- put right ---------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ class Stripe:
             "cancel": [lambda: ok(intent("canceled"))],
             "refund": [lambda: ok(refund())],
             "charges": [],
+            "made": [],
             "refunds": [lambda: ok({"object": "list", "url": "/v1/refunds", "data": [refund()], "has_more": False})],
         }
         self.asked: list[tuple[str, str, dict[str, str]]] = []
@@ -95,6 +96,7 @@ class Stripe:
             ("POST", "/v1/payment_intents/pi_1/confirm"): "confirm",
             ("POST", "/v1/payment_intents/pi_1/cancel"): "cancel",
             ("GET", "/v1/payment_intents/pi_1"): "retrieve",
+            ("GET", "/v1/payment_intents"): "made",
             ("POST", "/v1/refunds"): "refund",
             ("GET", "/v1/refunds"): "refunds",
             ("GET", "/v1/charges"): "charges",
@@ -615,6 +617,49 @@ async def test_what_moved_is_listed_page_by_page_and_only_what_is_ours(server: S
         ("charges", "", {**times, "starting_after": "ch_5"}),
         ("refunds", "", {**times, "expand[0]": "data.charge"}),
     ]
+
+
+def made(number: int, key: str, status: str, **changes: Any) -> dict[str, Any]:
+    return intent(status, id=f"pi_{number}", metadata={"key": key} if key else {}, **changes)
+
+
+async def test_of_what_was_made_under_a_key_that_counts_which_came_furthest(
+    server: Stripe, gateway: StripeGateway
+) -> None:
+    declined = {"last_payment_error": {"code": "card_declined"}}
+    server["made"] = pages(
+        [
+            made(1, "paid", "requires_confirmation"),
+            made(2, "paid", "succeeded"),
+            made(3, "under way", "requires_payment_method", **declined),
+            made(4, "under way", "processing"),
+        ],
+        [
+            made(5, "paid", "canceled"),
+            made(6, "declined", "requires_payment_method", **declined),
+            made(7, "declined", "requires_confirmation"),
+            made(8, "", "succeeded"),
+            made(9, "closed", "canceled"),
+        ],
+    )
+    found = await gateway.made(SINCE, SINCE + datetime.timedelta(seconds=60))
+    assert {(each.idempotency_key, each.gateway_intent, each.has_money) for each in found} == {
+        ("paid", "pi_2", True),
+        ("under way", "pi_4", True),
+        ("declined", "pi_6", False),
+        ("closed", "pi_9", False),
+    }
+    times = {"created[gte]": "1767225600", "created[lt]": "1767225661", "limit": "100"}
+    assert server.asked == [("made", "", times), ("made", "", {**times, "starting_after": "pi_4"})]
+
+
+@pytest.mark.parametrize("answer", [*NO_ANSWER[:3], lambda: ok({"data": [{}], "has_more": False})])
+async def test_a_listing_of_what_was_made_without_an_answer_is_unavailable(
+    server: Stripe, gateway: StripeGateway, answer: Any
+) -> None:
+    server["made"] = answer
+    with pytest.raises(GatewayUnavailable):
+        await gateway.made(SINCE, SINCE)
 
 
 @pytest.mark.parametrize("what", ["charges", "refunds"])

@@ -312,6 +312,28 @@ async def test_what_moved_is_listed_also_after_a_restart(stripe: StripeProcess) 
     assert await listed(begin, end) == expected
 
 
+async def test_what_was_made_is_listed_also_after_a_restart_and_found_by_who_has_lost_its_ids(
+    stripe: StripeProcess,
+) -> None:
+    await stripe.start("--key-ttl-seconds", "0.01")
+    begin = datetime.datetime.now(datetime.UTC)
+    paid = [await charge(stripe.stripe, f"k-{number}") for number in range(3)]
+    declined = await charge(stripe.stripe, "k-d", payment_method="pm_card_chargeDeclined")
+    await stripe.end(signal.SIGKILL)
+    await stripe.start("--key-ttl-seconds", "0.01")
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+    references = MemoryReferences()
+    gateway = stripe.gateway(references=references)
+    found = {each.idempotency_key: each for each in await gateway.made(begin, until)}
+    assert {key: each.has_money for key, each in found.items()} == {"k-0": True, "k-1": True, "k-2": True, "k-d": False}
+    references.intents = {key: each.gateway_intent or "" for key, each in found.items()}
+    for each in [*paid, declined]:
+        assert await gateway.find(each.key) == each
+        method = "pm_card_visa" if each.approved else "pm_card_chargeDeclined"
+        assert await charge(gateway, each.key, payment_method=method) == each, "and cannot be charged again"
+    assert len(stripe.lines()) == 4
+
+
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 

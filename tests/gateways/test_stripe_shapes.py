@@ -92,6 +92,7 @@ async def test_stripe_takes_every_request_that_we_make(gateway: StripeGateway) -
         gateway.find_refund("r-1", charge_reference="pi_1"),
         gateway.movements(NOW, NOW + datetime.timedelta(days=1)),
         gateway.movements(NOW, NOW + datetime.timedelta(days=1), "refunds:re_1"),
+        gateway.made(NOW, NOW + datetime.timedelta(days=1)),
     )
     for call in calls:
         with contextlib.suppress(Failure):  # of the answers, which are about something else
@@ -106,6 +107,7 @@ async def test_stripe_takes_every_request_that_we_make(gateway: StripeGateway) -
         ("get", "/v1/refunds"),
         ("get", "/v1/charges"),
         ("get", "/v1/refunds"),
+        ("get", "/v1/payment_intents"),
     ]
 
 

@@ -28,6 +28,7 @@ from orderflow.orders.v1.order_history_pb2 import DeadLetterEntry, NotificationE
 from orderflow.orders.v1.order_pb2 import Money, NotificationChannel, Order, OrderStatus, PaymentStatus
 from orderflow.orders.v1.order_service_pb2 import (
     BatchGetOrdersRequest,
+    FindOrdersRequest,
     GetOrderRequest,
     ListOrderEventsRequest,
     ListOrdersRequest,
@@ -730,6 +731,7 @@ async def test_with_postgresql_away_reads_say_when_to_come_back() -> None:
             (stub.GetOrder, GetOrderRequest(order_id=order_id)),
             (stub.BatchGetOrders, BatchGetOrdersRequest(requests=[GetOrderRequest(order_id=order_id)])),
             (stub.ListOrders, ListOrdersRequest()),
+            (stub.FindOrders, FindOrdersRequest(id=order_id)),
             (stub.ListOrderEvents, ListOrderEventsRequest(order_id=order_id)),
         ]
         for method, request in calls:

@@ -1,6 +1,7 @@
 """The projector on a real Kafka and PostgreSQL: nothing twice, nothing skipped, and no record stops it."""
 
 import asyncio
+import uuid
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -18,6 +19,7 @@ from settings import KafkaSettings
 from storage.database import Database
 from storage.order_views import OrderViews
 from storage.projection import Projection
+from telemetry import tracing
 from tests import engines
 from tests.builders import a_group, an_order, order_created, order_event
 
@@ -104,6 +106,17 @@ async def test_all_topics_are_projected_and_read_on_from_the_position(bench: Ben
         await bench.positions_at_end()
     for life in (first, second):
         assert len(await bench.views.history(life[0].order.order_id)) == 4
+
+
+async def test_an_event_keeps_the_trace_of_its_record_and_is_found_by_it(bench: Bench) -> None:
+    (created, *_) = life_of_an_order()
+    trace_id = uuid.uuid4().hex
+    async with engines.running(bench.runtime()):
+        with tracing.continued([("traceparent", f"00-{trace_id}-{trace_id[:16]}-00".encode())]):
+            await engines.send_events(bench.kafka, [created])
+        await bench.until_revision(created)
+    [found] = await bench.views.find(trace_id, owner=None, most=2)
+    assert found.order_id == created.order.order_id
 
 
 async def test_dead_letters_are_read_and_what_cannot_be_read_is_recorded(bench: Bench) -> None:

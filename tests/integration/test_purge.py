@@ -39,6 +39,7 @@ from tests.lives import ORDER_PROCESSOR, PAYMENT_PROCESSOR, TOTAL, Life
 HANDED_ON = datetime.timedelta(days=31)
 KEPT = {
     "consumer_groups",
+    "found_charges",
     "order_requests",
     "order_tombstones",
     "payment_entries",
@@ -48,6 +49,7 @@ KEPT = {
     "reconciliation_cases",  # the reconciler forgets them by itself
     "reconciliation_progress",
     "refunds",
+    "restores",
     "replay_plan_items",  # with their plans
     "dead_letter_resolutions",  # with their dead letters
     "schema_migrations",

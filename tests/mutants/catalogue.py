@@ -21,6 +21,7 @@ class Mutant:
 _RUNTIME = "tests/integration/test_worker_runtime.py"
 _REFUNDS = "tests/integration/test_refunds.py"
 _COMMANDS = "tests/integration/test_order_commands.py"
+_RESTORES = "tests/integration/test_restores.py"
 _WINDOWS = "tests/e2e/test_crash_windows.py"
 
 MUTANTS = (
@@ -302,6 +303,70 @@ MUTANTS = (
         'tests/gateways/test_stripe.py -k "made_stored"',
     ),
     Mutant(
+        "a charge that a restore has forgotten is charged as new",
+        "semantics 24: after a restore that lost commits nothing is charged without a look-up first",
+        "workers/payment_processor.py",
+        "    if intent.look_up_first:\n",
+        "    if False:\n",
+        f"{_RESTORES} -k although_its_order",
+    ),
+    Mutant(
+        "a refund that a restore has forgotten is made again",
+        "semantics 24: a refund is looked up before it is sent, too",
+        "workers/refunds.py",
+        "if is_past or intent.look_up_first:",
+        "if is_past:",
+        f"{_RESTORES} -k a_refund_that_is_forgotten",
+    ),
+    Mutant(
+        "what a restore has forgotten may expire",
+        "semantics 24: an order that the gateway has charged does not expire",
+        "storage/order_commands.py",
+        "        if doubt.is_charged:\n            raise CommandRefused",
+        "        if False:\n            raise CommandRefused",
+        f"{_RESTORES} -k although_its_order",
+    ),
+    Mutant(
+        "a cancellation closes no key whose payment a restore has forgotten",
+        "semantics 24: a cancellation closes the key also where no payment is stored",
+        "storage/refund_decisions.py",
+        "                if await restores.doubt(connection, order) is not None:\n",
+        "                if False:\n",
+        f"{_RESTORES} -k forgotten_and_then_cancelled",
+    ),
+    Mutant(
+        "a command overtakes the charge that a restore has forgotten",
+        "semantics 24: what was decided of a paid order is decided of a paid order again",
+        "storage/order_commands.py",
+        "        if doubt is not None and doubt.is_charged:\n            raise Transient",
+        "        if False:\n            raise Transient",
+        f"{_RESTORES} -k cancellation_and_its_refund",
+    ),
+    Mutant(
+        "an order that expires in doubt keeps its key open",
+        "semantics 24: the key of an order that expired in doubt is closed at the gateway",
+        "storage/order_commands.py",
+        "        await open_payment(connection, order, now=now, send_time=None)\n",
+        "",
+        f"{_RESTORES} -k expires",
+    ),
+    Mutant(
+        "a PaymentIntent that was found after a restore is not the one that is confirmed",
+        "semantics 24: what Stripe has made under a key stands for the id that is lost",
+        "storage/payment_intents.py",
+        "coalesce(gateway_intent, {_FOUND}, $2)",
+        "coalesce(gateway_intent, $2)",
+        "tests/integration/test_payment_intents.py -k found_after",
+    ),
+    Mutant(
+        "a group goes back to the last record that was handled",
+        "semantics 24: records before it may have lost their effects",
+        "messaging/rewind.py",
+        "last - _REACH",
+        "last + 1",
+        "tests/integration/test_rewind.py",
+    ),
+    Mutant(
         "a report is believed without a look-up",
         "payments: a webhook reports, and the payment processor decides by what the gateway holds",
         "workers/payment_processor.py",
@@ -373,8 +438,8 @@ MUTANTS = (
         "an order with a charge open expires",
         "semantics 29: an expiry is refused while a charge is open",
         "storage/order_commands.py",
-        "case when first_send_time is null then 'closed' else state end",
-        "'closed'",
+        "    if was_sent:\n",
+        "    if False:\n",
         f"{_COMMANDS} -k charge_open_does_not_expire",
     ),
     Mutant(

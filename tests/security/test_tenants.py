@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from messaging import topics
 from orderflow.orders.v1.order_pb2 import Order
-from orderflow.orders.v1.order_service_pb2 import GetOrderRequest, ListOrdersRequest
+from orderflow.orders.v1.order_service_pb2 import FindOrdersRequest, GetOrderRequest, ListOrdersRequest
 from server import scopes
 from server.tokens import ConsistencyToken
 from settings import DatabaseSettings, KafkaSettings, ServerSettings, TokenSettings
@@ -23,7 +23,11 @@ from tests.security import ingress
 from tests.security.issuer import Issuer, bearer
 from tests.security.methods import THERE, Method, call, named
 
-ABOUT_AN_ORDER = [each for each in THERE if scopes.REQUIRED[each.path] == scopes.READ and each.name != "ListOrders"]
+ABOUT_AN_ORDER = [
+    each
+    for each in THERE
+    if scopes.REQUIRED[each.path] == scopes.READ and each.name not in ("ListOrders", "FindOrders")
+]
 
 
 def about(method: Method, order_id: str, **fields: Any) -> Message:
@@ -106,6 +110,20 @@ async def test_a_list_never_has_anothers_orders(
     assert not (await call(channel, method, named_theirs, bearer(issuer.token("tenant-a")))).response.orders
     all_ = await call(channel, method, named_theirs, bearer(issuer.token("x", "orders:operate")))
     assert [order.order_id for order in all_.response.orders] == [theirs.order_id]
+
+
+async def test_nothing_finds_anothers_orders(
+    channel: grpc.aio.Channel, database: Database, issuer: Issuer, orders_of: dict[str, Order]
+) -> None:
+    theirs = orders_of["tenant-b"].order_id
+    rows = await engines.fetch(database, "select event_id from order_events where order_id = $1", theirs)
+    for text in [theirs, *(str(row["event_id"]) for row in rows)]:
+        request = FindOrdersRequest(id=text)
+        answers = [
+            (await call(channel, named("FindOrders"), request, bearer(issuer.token(*who)))).response.orders
+            for who in (("tenant-a",), ("tenant-b",), ("x", "orders:operate"))
+        ]
+        assert [[each.order_id for each in found] for found in answers] == [[], [theirs], [theirs]]
 
 
 async def test_a_page_token_of_another_is_refused_or_shows_own_orders_only(

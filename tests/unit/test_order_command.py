@@ -168,7 +168,8 @@ async def test_nothing_to_list(run: Run) -> None:
     assert (await run("list", "-o", "json")).stdout == "[]\n"
 
 
-async def test_explain_opens_with_a_sentence_and_goes_on_with_the_history(run: Run) -> None:
+async def test_explain_opens_with_a_sentence_and_goes_on_with_the_history(run: Run, orders: ScriptedOrders) -> None:
+    orders.found = {ID: [ID]}
     result = await run("explain", ID)
     sentence, empty, header, *rows = result.stdout.splitlines()
     assert sentence.startswith("It is paid:")
@@ -176,6 +177,43 @@ async def test_explain_opens_with_a_sentence_and_goes_on_with_the_history(run: R
     told = json.loads((await run("explain", ID, "-o", "json")).stdout)
     assert told["explanation"] == sentence
     assert (told["order"]["order_id"], len(told["entries"])) == (ID, 5)
+
+
+async def test_explain_takes_any_id_that_leads_to_one_order(run: Run, orders: ScriptedOrders) -> None:
+    orders.found = {"pi_1": [ID], "trace": [ID, "another"]}
+    result = await run("explain", "pi_1")
+    assert result.stdout.startswith("It is paid:")
+    assert result.stderr == f"Order {ID}, by its gateway:\n"
+    several = await run("explain", "trace")
+    assert several.exit_code == 1
+    assert [line.split() for line in several.stdout.splitlines()[1:]] == [[ID, "GATEWAY"], ["another", "GATEWAY"]]
+    assert several.stderr == "trace has to do with 2 orders: explain one of them.\n"
+    nothing = await run("explain", "nobody")
+    assert (nothing.exit_code, nothing.stdout) == (69, "")
+    assert nothing.stderr == "orderflow: no order has to do with nobody\n"
+
+
+def test_a_dead_letter_that_was_replayed_keeps_no_order_waiting() -> None:
+    order = Order(order_id=ID, status=OrderStatus.ORDER_STATUS_PROCESSING)
+    letter = OrderHistoryEntry(entry_id="dlq/0-7", type="DEAD_LETTER", source="payment-processor", reason="OTHER")
+    assert "waits for an operator" in why(order, [letter])
+    letter.dead_letter.resolution = "REPLAYED"
+    assert "waits for payment" in why(order, [letter])
+
+
+@pytest.mark.parametrize(
+    ("payment", "told"),
+    [
+        (PaymentStatus.PAYMENT_STATUS_NONE, "no money was taken"),
+        (PaymentStatus.PAYMENT_STATUS_CAPTURED, "gives its money back by itself"),
+        (PaymentStatus.PAYMENT_STATUS_REFUNDED, "its money was given back"),
+    ],
+)
+@pytest.mark.parametrize("status", [OrderStatus.ORDER_STATUS_CANCELLED, OrderStatus.ORDER_STATUS_EXPIRED])
+def test_of_an_order_that_was_called_off_it_says_what_becomes_of_its_money(
+    status: OrderStatus, payment: PaymentStatus, told: str
+) -> None:
+    assert told in why(Order(order_id=ID, status=status, payment_status=payment), [])
 
 
 @pytest.mark.parametrize("status", [status for status in OrderStatus.values() if status])

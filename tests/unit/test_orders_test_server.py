@@ -8,6 +8,7 @@ from clients.tests.caller import ORDER
 from domain.lifecycle import IllegalTransitionError
 from orderflow_client import (
     EtagMismatch,
+    IdentifierKind,
     IllegalTransition,
     InvalidOrder,
     Money,
@@ -54,6 +55,19 @@ async def test_an_order_stays_created_until_it_is_moved(server: OrdersTestServer
         server.reject(order_id)
     with pytest.raises(IllegalTransitionError):
         server.pay(order_id)
+
+
+async def test_orders_are_found_by_what_has_to_do_with_them(server: OrdersTestServer, client: OrdersClient) -> None:
+    order_id = (await client.create_order(**VALID, request_id="r-1")).order.order_id
+    server.pay(order_id)
+    entries = [entry.entry_id async for entry in client.list_order_events(order_id)]
+    kinds = {}
+    for text in (order_id, "r-1", entries[1], f"test-{order_id}"):
+        [found] = await client.find_orders(text)
+        assert found.order_id == order_id
+        kinds[text] = IdentifierKind.Name(found.kind)
+    assert list(kinds.values()) == [f"IDENTIFIER_KIND_{each}" for each in ("ORDER", "REQUEST", "EVENT", "GATEWAY")]
+    assert await client.find_orders("r-2") == []
 
 
 async def test_orders_fail_as_asked(server: OrdersTestServer, client: OrdersClient) -> None:

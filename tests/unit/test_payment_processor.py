@@ -89,6 +89,7 @@ class Decisions:
         self.reason = ""
         self.settled: list[OrderEvent] | None = None
         self.answer = [order_event()]
+        self.in_doubt = False
 
     @property
     def intent(self) -> ChargeIntent:
@@ -100,12 +101,16 @@ class Decisions:
             order.payment_method,
             self.clock.now,
             self.first_send_time,
+            look_up_first=self.in_doubt,
         )
 
-    async def intend(self, _: Delivery) -> ChargeIntent | Settled:
+    async def intend(self, _: Delivery, *, looked_up: bool = False) -> ChargeIntent | Settled:
         if self.settled is not None:
             return Settled(self.settled)
+        self.in_doubt = self.in_doubt and not looked_up
         intent = self.intent
+        if intent.look_up_first:
+            return intent
         self.state = self.state or "intended"
         self.first_send_time = self.first_send_time or self.clock.now
         return intent
@@ -198,6 +203,43 @@ async def test_never_sent_is_charged_as_new(bench: Bench) -> None:
         order.order_id,
     )
     assert (bench.decisions.state, bench.decisions.reference) == ("captured", charge.reference)
+
+
+async def test_what_a_restore_has_forgotten_is_looked_up_first(bench: Bench) -> None:
+    await bench.sent_before(executed=True, ago=2 * WINDOW)
+    bench.decisions.first_send_time, bench.decisions.in_doubt = None, True
+    assert await bench.handle() == bench.decisions.answer
+    assert bench.gateway.calls == ["find"]
+    assert len(bench.gateway.charges) == 1
+
+
+async def test_what_is_in_doubt_and_was_never_sent_is_charged_after_the_look_up(bench: Bench) -> None:
+    bench.decisions.in_doubt = True
+    assert await bench.handle() == bench.decisions.answer
+    assert bench.gateway.calls == ["find", "charge"]
+
+
+async def test_what_is_in_doubt_is_not_charged_while_it_cannot_be_looked_up(bench: Bench) -> None:
+    bench.decisions.in_doubt = True
+    for _ in range(2):
+        with pytest.raises(DependencyDown):
+            await bench.handle("unavailable")
+        assert bench.gateway.calls == ["find"]
+    assert bench.decisions.first_send_time is None
+    assert bench.gateway.charges == []
+
+
+async def test_an_order_called_off_during_the_look_up_is_not_charged(bench: Bench) -> None:
+    bench.decisions.in_doubt = True
+    find = bench.gateway.find
+
+    async def cancelled_meanwhile(key: str) -> Charge | None:
+        bench.decisions.settled = []
+        return await find(key)
+
+    bench.gateway.find = cancelled_meanwhile  # type: ignore[method-assign]
+    assert await bench.handle() == []
+    assert bench.gateway.calls == ["find"]
 
 
 async def test_the_amount_of_the_row_is_charged_and_not_the_records(bench: Bench) -> None:

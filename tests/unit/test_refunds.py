@@ -94,6 +94,7 @@ class Decisions:
         self.order_id = an_order().order_id
         self.charge_reference = ""
         self.first_send_time: datetime.datetime | None = None
+        self.in_doubt = False
         self.intended = False
         self.asked_by = ""
         self.request_fingerprint: bytes | None = None
@@ -126,6 +127,7 @@ class Decisions:
             request_fingerprint=self.request_fingerprint,
             send_time=self.clock.now,
             first_send_time=self.first_send_time,
+            look_up_first=self.in_doubt,
         )
         self.first_send_time = self.first_send_time or self.clock.now
         self.intended = True
@@ -326,6 +328,19 @@ async def test_past_the_window_what_was_not_made_is_made_and_its_window_begins_a
         await bench.asked("", "lost after", "unavailable")
     assert await bench.asked() == bench.decisions.answer
     assert bench.gateway.calls == ["refund"]
+    assert len(bench.gateway.refunds) == 1
+
+
+@pytest.mark.parametrize("was_made", [True, False])
+async def test_what_a_restore_has_forgotten_is_looked_up_first(bench: Bench, was_made: bool) -> None:
+    reference = await bench.charge()
+    if was_made:
+        key = f"refund-{bench.decisions.order_id}"
+        await bench.gateway.refund(key, charge_reference=reference, amount_minor=TOTAL)
+        bench.clock.now += datetime.timedelta(days=2)
+    bench.decisions.in_doubt = True
+    assert await bench.asked() == bench.decisions.answer
+    assert bench.gateway.calls == (["find_refund"] if was_made else ["find_refund", "refund"])
     assert len(bench.gateway.refunds) == 1
 
 

@@ -118,6 +118,12 @@ def test_off_no_span_is_made_and_the_context_travels() -> None:
         assert tracing.exemplar() is None
 
 
+def test_the_trace_of_a_record_is_read_from_its_headers() -> None:
+    assert tracing.trace_id_in([("x", b"1"), CALLER]) == CALLER[1].decode().split("-")[1]
+    for none in ([], [("traceparent", None)], [("traceparent", b"\xff")], [("traceparent", b"00-" + b"0" * 32)]):
+        assert tracing.trace_id_in(none) is None
+
+
 def failing(
     record_headers: list[envelope.Header], past: Provenance, topic: str = "orders"
 ) -> tuple[ConsumerRecord, Provenance]:

@@ -34,7 +34,7 @@ import httpx
 import stripe
 
 from domain.identifiers import is_canonical_uuid
-from domain.reconciliation import Movement
+from domain.reconciliation import FoundCharge, Movement
 from workers.gateways.gateway import (
     Charge,
     ChargeUnderWay,
@@ -62,6 +62,7 @@ _MOST_RETRY_AFTER: Final = 60.0
 _OTHER_MINOR_UNITS: Final = frozenset({"ISK", "UGX", "MGA"})
 _NO_MONEY_MOVED: Final = frozenset({"failed", "canceled"})
 _REPORTED: Final = frozenset({"payment_intent.succeeded", "payment_intent.payment_failed"})
+_UNDER_WAY: Final = 3
 _WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 _Json = dict[str, Any]
@@ -293,6 +294,32 @@ class StripeGateway:
         next_cursor = more or ("refunds:" if kind == "charges" else "")
         return MovementPage(tuple(each for each in listed if each is not None), next_cursor)
 
+    async def made(self, since: datetime.datetime, until: datetime.datetime) -> list[FoundCharge]:
+        """Return the PaymentIntents of ours that were made from `since` until before `until`, one for each key.
+
+        Of several under one key that which has come furthest: only one can have been confirmed. A listing by time has
+        all of them at once, unlike a search. For who has lost what `References` keep.
+
+        Raises:
+            GatewayUnavailable, GatewayRefused: as `movements`.
+        """
+        created = {"gte": math.floor(since.timestamp()), "lt": math.ceil(until.timestamp())}
+        furthest: dict[str, tuple[int, str]] = {}
+        after: dict[str, str] = {}
+        while True:
+            parameters: Any = {"created": created, "limit": _PAGE} | after
+            page = await self._look_up(self._stripe.payment_intents.list_async(parameters))
+            try:
+                for intent in page["data"]:
+                    if key := intent["metadata"].get("key"):
+                        furthest[key] = max(furthest.get(key, (0, "")), (_way(intent), intent["id"]))
+                if not page["has_more"]:
+                    break
+                after = {"starting_after": page["data"][-1]["id"]}
+            except (KeyError, TypeError, AttributeError, IndexError):
+                raise GatewayUnavailable("the listing got no valid answer") from None
+        return [FoundCharge(key, way >= _UNDER_WAY, intent_id) for key, (way, intent_id) in furthest.items()]
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.close_async()
@@ -400,6 +427,17 @@ def _charge(intent: _Json, key: str) -> Charge | None:
     else:
         return None
     return Charge(intent["id"], key, not reason, reason, intent["amount"], intent["currency"].upper())
+
+
+def _way(intent: _Json) -> int:
+    """Returns how far a PaymentIntent has come: money moved, or may still, or did not, or none was asked for."""
+    if intent["status"] == "succeeded":
+        return _UNDER_WAY + 1
+    if intent["status"] in ("processing", "requires_action", "requires_capture"):
+        return _UNDER_WAY
+    if intent.get("last_payment_error"):
+        return 2
+    return 0 if intent["status"] == "canceled" else 1
 
 
 def _verified(intent: _Json, key: str, intent_id: str | None = None) -> _Json:

@@ -5,12 +5,28 @@ from google.rpc import status_pb2 as _status_pb2
 from orderflow.orders.v1 import order_pb2 as _order_pb2
 from orderflow.orders.v1 import order_history_pb2 as _order_history_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class IdentifierKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IDENTIFIER_KIND_UNSPECIFIED: _ClassVar[IdentifierKind]
+    IDENTIFIER_KIND_ORDER: _ClassVar[IdentifierKind]
+    IDENTIFIER_KIND_REQUEST: _ClassVar[IdentifierKind]
+    IDENTIFIER_KIND_EVENT: _ClassVar[IdentifierKind]
+    IDENTIFIER_KIND_TRACE: _ClassVar[IdentifierKind]
+    IDENTIFIER_KIND_GATEWAY: _ClassVar[IdentifierKind]
+IDENTIFIER_KIND_UNSPECIFIED: IdentifierKind
+IDENTIFIER_KIND_ORDER: IdentifierKind
+IDENTIFIER_KIND_REQUEST: IdentifierKind
+IDENTIFIER_KIND_EVENT: IdentifierKind
+IDENTIFIER_KIND_TRACE: IdentifierKind
+IDENTIFIER_KIND_GATEWAY: IdentifierKind
 
 class CreateOrderRequest(_message.Message):
     __slots__ = ("request_id", "user_id", "email", "phone", "items", "payment_method", "labels", "external_reference", "language", "muted_channels", "validate_only")
@@ -124,6 +140,26 @@ class ListOrdersResponse(_message.Message):
     orders: _containers.RepeatedCompositeFieldContainer[_order_pb2.Order]
     next_page_token: str
     def __init__(self, orders: _Optional[_Iterable[_Union[_order_pb2.Order, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class FindOrdersRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class FindOrdersResponse(_message.Message):
+    __slots__ = ("orders",)
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    orders: _containers.RepeatedCompositeFieldContainer[FoundOrder]
+    def __init__(self, orders: _Optional[_Iterable[_Union[FoundOrder, _Mapping]]] = ...) -> None: ...
+
+class FoundOrder(_message.Message):
+    __slots__ = ("order_id", "kind")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    order_id: str
+    kind: IdentifierKind
+    def __init__(self, order_id: _Optional[str] = ..., kind: _Optional[_Union[IdentifierKind, str]] = ...) -> None: ...
 
 class ListOrderEventsRequest(_message.Message):
     __slots__ = ("order_id", "page_size", "page_token")

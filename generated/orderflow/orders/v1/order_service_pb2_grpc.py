@@ -63,6 +63,11 @@ class OrderServiceStub:
                 request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrdersRequest.SerializeToString,
                 response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrdersResponse.FromString,
                 _registered_method=True)
+        self.FindOrders = channel.unary_unary(
+                '/orderflow.orders.v1.OrderService/FindOrders',
+                request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.FindOrdersRequest.SerializeToString,
+                response_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.FindOrdersResponse.FromString,
+                _registered_method=True)
         self.ListOrderEvents = channel.unary_unary(
                 '/orderflow.orders.v1.OrderService/ListOrderEvents',
                 request_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrderEventsRequest.SerializeToString,
@@ -144,6 +149,17 @@ class OrderServiceServicer:
         """Lists orders, newest first, a page at a time.
 
         An order that is placed while somebody pages never shifts another onto a page twice or past one. Errors:
+        INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindOrders(self, request, context):
+        """Finds the orders that have to do with an identifier, whatever it is one of: an order, the request_id that it was placed
+        with, one of its events, a trace, or what the payment gateway calls a charge or a refund of it.
+
+        An identifier that nothing is known of finds none, and so does one of another caller's orders. Errors:
         INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -238,6 +254,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.ListOrders,
                     request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrdersRequest.FromString,
                     response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrdersResponse.SerializeToString,
+            ),
+            'FindOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindOrders,
+                    request_deserializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.FindOrdersRequest.FromString,
+                    response_serializer=orderflow_dot_orders_dot_v1_dot_order__service__pb2.FindOrdersResponse.SerializeToString,
             ),
             'ListOrderEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrderEvents,
@@ -409,6 +430,33 @@ class OrderService:
             '/orderflow.orders.v1.OrderService/ListOrders',
             orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrdersRequest.SerializeToString,
             orderflow_dot_orders_dot_v1_dot_order__service__pb2.ListOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orderflow.orders.v1.OrderService/FindOrders',
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.FindOrdersRequest.SerializeToString,
+            orderflow_dot_orders_dot_v1_dot_order__service__pb2.FindOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,13 @@ class OrderServiceStub:
     An order that is placed while somebody pages never shifts another onto a page twice or past one. Errors:
     INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
     """
+    FindOrders: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.FindOrdersRequest, _order_service_pb2.FindOrdersResponse]
+    """Finds the orders that have to do with an identifier, whatever it is one of: an order, the request_id that it was placed
+    with, one of its events, a trace, or what the payment gateway calls a charge or a refund of it.
+
+    An identifier that nothing is known of finds none, and so does one of another caller's orders. Errors:
+    INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
+    """
     ListOrderEvents: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.ListOrderEventsRequest, _order_service_pb2.ListOrderEventsResponse]
     """Lists what happened to an order, oldest first: every event, notifications and dead letters included.
 
@@ -138,6 +145,13 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """Lists orders, newest first, a page at a time.
 
     An order that is placed while somebody pages never shifts another onto a page twice or past one. Errors:
+    INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
+    """
+    FindOrders: _aio.UnaryUnaryMultiCallable[_order_service_pb2.FindOrdersRequest, _order_service_pb2.FindOrdersResponse]  # type: ignore[assignment]
+    """Finds the orders that have to do with an identifier, whatever it is one of: an order, the request_id that it was placed
+    with, one of its events, a trace, or what the payment gateway calls a charge or a refund of it.
+
+    An identifier that nothing is known of finds none, and so does one of another caller's orders. Errors:
     INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
     """
     ListOrderEvents: _aio.UnaryUnaryMultiCallable[_order_service_pb2.ListOrderEventsRequest, _order_service_pb2.ListOrderEventsResponse]  # type: ignore[assignment]
@@ -240,6 +254,19 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists orders, newest first, a page at a time.
 
         An order that is placed while somebody pages never shifts another onto a page twice or past one. Errors:
+        INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def FindOrders(
+        self,
+        request: _order_service_pb2.FindOrdersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_service_pb2.FindOrdersResponse, _abc.Awaitable[_order_service_pb2.FindOrdersResponse]]:
+        """Finds the orders that have to do with an identifier, whatever it is one of: an order, the request_id that it was placed
+        with, one of its events, a trace, or what the payment gateway calls a charge or a refund of it.
+
+        An identifier that nothing is known of finds none, and so does one of another caller's orders. Errors:
         INVALID_ARGUMENT, UNAVAILABLE with RetryInfo.
         """
 
