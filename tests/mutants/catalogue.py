@@ -248,8 +248,8 @@ MUTANTS = (
         "a repeated charge counts as the first",
         "semantics 20: the window of the gateway's keys runs from the first send",
         "storage/payment_decisions.py",
-        " returning payments.order_id, idempotency_key, sent_before",
-        " returning payments.order_id, idempotency_key, null::timestamptz as sent_before",
+        "select order_id, idempotency_key, first_send_time as sent_before from payments",
+        "select order_id, idempotency_key, null::timestamptz as sent_before from payments",
         "tests/integration/test_payment_decisions.py -k remembers_its_first_send",
     ),
     Mutant(
