@@ -124,10 +124,10 @@ class ServerSettings(Section):
         0.2, description="Limit of looking up a repeated request_id in PostgreSQL, seconds. Past it, it is skipped."
     )
     gathering_ms: float = pydantic.Field(
-        5,
+        10,
         ge=0,
-        description="CreateOrder calls that come sooner than this after others go on when it is over, and together:"
-        " they share a look-up and a request to Kafka, milliseconds. Who comes later waits for nobody. 0 is off.",
+        description="CreateOrder calls that come sooner than this after many others (than a fifth of it after one) wait"
+        " for its end, milliseconds, and go on together: they share a look-up and a request to Kafka. 0 is never.",
     )
     shutdown_delay_seconds: float = pydantic.Field(
         0,

@@ -11,14 +11,23 @@ Value = TypeVar("Value")
 
 _MOST: Final = 1_000
 """Keys of a query, but for what the last who joins asks for beyond it."""
+_MANY: Final = 5
 
 
 class Gathering(Generic[Key, Value]):
     """Answers with one query all who asked while the query before was under way. Who asks alone waits for nobody."""
 
-    def __init__(self, query: Callable[[Collection[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
-        """`query` returns what there is for each key; a key that is missing has nothing."""
+    def __init__(
+        self, query: Callable[[Collection[Key]], Awaitable[Mapping[Key, Value]]], *, pause: float = 0.0
+    ) -> None:
+        """`query` returns what there is for each key; a key that is missing has nothing.
+
+        After a query for many callers the next begins `pause` seconds later at the soonest; after one for few, sooner
+        in proportion: who are many gain more by sharing than they lose by waiting.
+        """
         self._query = query
+        self._pause = pause
+        self._next = 0.0
         self._waiting: collections.deque[tuple[Collection[Key], asyncio.Future[Mapping[Key, Value]]]] = (
             collections.deque()
         )
@@ -29,7 +38,10 @@ class Gathering(Generic[Key, Value]):
         return (await self.look_all((key,))).get(key)
 
     async def look_all(self, keys: Collection[Key]) -> Mapping[Key, Value]:
-        """Returns what such a query finds for the keys, and for those that others asked for with it."""
+        """Returns what such a query finds for the keys, and for those that others asked for with it.
+
+        Who has no key goes on with the others, too.
+        """
         future: asyncio.Future[Mapping[Key, Value]] = asyncio.get_running_loop().create_future()
         self._waiting.append((keys, future))
         if self._task is None or self._task.done():
@@ -38,7 +50,10 @@ class Gathering(Generic[Key, Value]):
         return await future
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
+            if self._pause and (early := self._next - loop.time()) > 0:
+                await asyncio.sleep(early)
             keys: dict[Key, None] = {}
             asking: list[asyncio.Future[Mapping[Key, Value]]] = []
             while self._waiting and len(keys) < _MOST:
@@ -46,8 +61,9 @@ class Gathering(Generic[Key, Value]):
                 if not future.done():  # a call may be over
                     keys.update(dict.fromkeys(wanted))
                     asking.append(future)
+            self._next = loop.time() + self._pause * min(len(asking) / _MANY, 1)
             try:
-                found = await self._query(list(keys))
+                found = await self._query(list(keys)) if keys else {}
             except Exception as error:
                 for future in asking:
                     if not future.done():

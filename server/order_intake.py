@@ -30,7 +30,6 @@ from orderflow.orders.v1.order_service_pb2 import (
 from server import calls, errors
 from server.errors import CallError
 from server.gathering import Gathering
-from server.pace import Pace
 from server.tokens import ConsistencyToken
 from settings import ServerSettings
 from storage.known_requests import KnownRequest, KnownRequests
@@ -81,16 +80,16 @@ class OrderIntake:
         self._publisher = publisher
         self._is_kafka_reachable = is_kafka_reachable
         self._known_requests = known_requests
-        self._known: Gathering[tuple[str, str], KnownRequest] = Gathering(self._look_up)
+        self._known: Gathering[tuple[str, str], KnownRequest] = Gathering(
+            self._look_up, pause=settings.gathering_ms / 1000
+        )
         self._settings = settings
         self._time_to_pay = settings.time_to_pay
         self._now = now
         self._no_lookup_before = 0.0
-        self._pace = Pace(settings.gathering_ms / 1000)
 
     async def create(self, request: CreateOrderRequest, context: "Context") -> CreateOrderResponse:
         """Accepts an order; OK means that it is durable."""
-        await self._pace.turn()
         [result] = await self._take_in((request,), context)
         if isinstance(result, CallError):
             raise result
@@ -120,7 +119,7 @@ class OrderIntake:
                 await asyncio.sleep(0)
             _check(intake)
         wanted = [(caller, each.request.request_id) for each in intakes if each.fingerprint and each.request.request_id]
-        known = await self._known.look_all(wanted) if wanted else {}
+        known = await self._known.look_all(wanted)
         correlation_id = calls.correlation_id(context, "")
         for number, intake in enumerate(intakes, 1):
             if not number % _AT_ONCE:

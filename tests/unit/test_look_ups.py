@@ -76,8 +76,43 @@ async def test_a_query_has_a_limit_of_keys_and_the_rest_comes_next() -> None:
     look_ups: Gathering[int, int] = Gathering(store)
     first = asyncio.create_task(look_ups.look(2))
     await asked(store)
-    batches = [asyncio.create_task(look_ups.look_all(range(n * 500, n * 500 + 500))) for n in range(5)]
+    batches = [asyncio.create_task(look_ups.look_all(range(n * 500 + 14, n * 500 + 514))) for n in range(5)]
     await asyncio.sleep(0)
     store.open.set()
     await asyncio.gather(first, *batches)
     assert [len(query) for query in store.queries] == [1, 1000, 1000, 500]
+
+
+async def test_soon_after_a_query_is_a_pause_after_which_all_go_on_together() -> None:
+    loop = asyncio.get_running_loop()
+    look_ups: Gathering[int, int] = Gathering(store := Store(), pause=1.0)
+    began = loop.time()
+    assert await look_ups.look(2) == 4
+    alone = loop.time() - began
+    gone: list[float] = []
+
+    async def call(keys: list[int]) -> None:
+        await look_ups.look_all(keys)
+        gone.append(loop.time() - began)
+
+    await asyncio.gather(*(asyncio.create_task(call(keys)) for keys in ([4], [], [6])))
+    assert alone < 0.1, "who asks alone waits for nobody"
+    assert store.queries == [[2], [4, 6]]
+    assert min(gone) >= 0.19
+    assert max(gone) - min(gone) < 0.1
+
+
+async def test_the_more_went_on_together_the_longer_is_the_pause_up_to_its_limit() -> None:
+    loop = asyncio.get_running_loop()
+    for callers, least in ((1, 0.06), (5, 0.3), (20, 0.3)):
+        look_ups: Gathering[int, int] = Gathering(Store(), pause=0.3)
+        began = loop.time()
+        await asyncio.gather(*(asyncio.create_task(look_ups.look(2)) for _ in range(callers)))
+        await look_ups.look(2)
+        assert least - 0.01 <= loop.time() - began < least + 0.2
+
+
+async def test_who_has_no_key_needs_no_query() -> None:
+    store = Store()
+    assert await Gathering(store).look_all(()) == {}
+    assert store.queries == []
