@@ -1,5 +1,6 @@
 """The manifests, rendered: valid for several versions of Kubernetes, and with every protection on every process."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tools import fetch_tools
 
 FOLDER = ROOT / "deploy/kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
+WITH_STRIPE = "production, with Stripe"
 VALIDATE = pathlib.Path(sys.executable).parent / "kubernetes-validate"
 # From the oldest that has all fields to the newest whose schemas the validator brings.
 VERSIONS = ("1.33", "1.35", "1.37")
@@ -26,6 +28,7 @@ SECRETS = {
     "ORDERFLOW_EMAIL_PASSWORD",
     "ORDERFLOW_SMS_TOKEN",
 }
+STRIPE_SECRETS = {"ORDERFLOW_STRIPE_KEY", "ORDERFLOW_STRIPE_WEBHOOK_SECRET"}
 
 Object = dict[str, Any]
 
@@ -44,10 +47,27 @@ def built(kustomize: str, folder: pathlib.Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="session", params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest, kustomize: str) -> str:
+@pytest.fixture(scope="session", params=[*OVERLAYS, WITH_STRIPE])
+def manifests(request: pytest.FixtureRequest, kustomize: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    if request.param == WITH_STRIPE:
+        return with_stripe(kustomize, tmp_path_factory.mktemp("overlay"))
     overlay = FOLDER / "overlays" / request.param
     return f"{built(kustomize, overlay)}---\n{built(kustomize, overlay / 'set-up')}"
+
+
+def with_stripe(kustomize: str, folder: pathlib.Path) -> str:
+    """An overlay of somebody's own: production with the component."""
+    production, stripe = (
+        os.path.relpath(FOLDER / each, folder) for each in ("overlays/production", "components/stripe")
+    )
+    overlay = {"namespace": "orderflow", "resources": [production], "components": [stripe]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    return f"{built(kustomize, folder)}---\n{built(kustomize, FOLDER / 'overlays/production/set-up')}"
+
+
+@pytest.fixture(scope="session")
+def stripe(manifests: str) -> bool:
+    return "ORDERFLOW_GATEWAY_KIND: stripe" in manifests
 
 
 @pytest.fixture
@@ -82,12 +102,14 @@ def test_the_validator_sees_a_misspelt_field(manifests: str, tmp_path: pathlib.P
     assert validated(path, VERSIONS[-1]).returncode != 0
 
 
-def test_every_role_runs(objects: list[Object]) -> None:
+def test_every_role_runs(objects: list[Object], stripe: bool) -> None:
     commands = {
         name: each["spec"]["template"]["spec"]["containers"][0]["args"]
         for name, each in of(objects, "Deployment").items()
     }
-    assert commands == {f"orderflow-{role}": ["run", role] for role in (*ROLES, RECONCILER)}
+    assert commands == {
+        f"orderflow-{role}": ["run", role] for role in (*ROLES, RECONCILER, *(["webhook"] if stripe else []))
+    }
 
 
 def test_a_stop_has_time_to_drain(objects: list[Object]) -> None:
@@ -132,28 +154,30 @@ def test_nothing_runs_as_root_or_may_write_or_talks_to_the_cluster(objects: list
             assert "memory" in container["resources"]["limits"], name
 
 
-def test_secrets_are_references(objects: list[Object]) -> None:
+def test_secrets_are_references(objects: list[Object], stripe: bool) -> None:
+    secrets = SECRETS | STRIPE_SECRETS if stripe else SECRETS
     assert of(objects, "Secret") == {}
     referred = set()
     for each in of(objects, "Deployment", "Job").values():
         for container in containers(each["spec"]["template"]["spec"]):
             for variable in container["env"]:
-                if variable["name"] in SECRETS:
+                if variable["name"] in secrets:
                     assert "value" not in variable
                     assert variable["valueFrom"]["secretKeyRef"]["name"].startswith("orderflow-")
                     referred.add(variable["name"])
-    assert referred == SECRETS
+    assert referred == secrets
     for each in of(objects, "ConfigMap").values():
-        assert not SECRETS & set(each["data"])
+        assert not secrets & set(each["data"])
         assert not [name for name in each["data"] if "PASSWORD" in name or name.endswith("_TOKEN") or "SECRET" in name]
 
 
 def test_what_is_set_are_settings(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded as a process would: one that is wrong or unknown would keep it from starting."""
-    (told,) = {name: each["data"] for name, each in of(objects, "ConfigMap").items()}.values()
+    maps = of(objects, "ConfigMap")
     for each in of(objects, "Deployment", "Job").values():
         for container in containers(each["spec"]["template"]["spec"]):
             with monkeypatch.context() as process:
+                (told,) = (maps[source["configMapRef"]["name"]]["data"] for source in container["envFrom"])
                 for variable, value in told.items():
                     process.setenv(variable, value)
                 for variable in container["env"]:
@@ -190,5 +214,21 @@ def test_nothing_is_let_in_or_out_that_is_not_named(objects: list[Object]) -> No
         for rule, peers in rules:
             assert rule[peers], "an empty list of peers is everybody"
             assert rule["ports"], "an empty list of ports is every port"
+    if (webhook := policies.get("orderflow-webhook")) is not None:
+        assert webhook["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "webhook"
     calls = [port for rule in policies["orderflow-callers"]["spec"]["ingress"] for port in rule["ports"]]
     assert calls == [{"port": 50051}]
+
+
+def test_reports_reach_the_webhook(objects: list[Object], stripe: bool) -> None:
+    if not stripe:
+        assert "orderflow-webhook" not in of(objects, "Service")
+        return
+    service = of(objects, "Service")["orderflow-webhook"]["spec"]
+    (pod,) = [
+        each["spec"]["template"]
+        for each in of(objects, "Deployment").values()
+        if service["selector"].items() <= each["spec"]["template"]["metadata"]["labels"].items()
+    ]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    assert ports[service["ports"][0]["targetPort"]] == 8480
