@@ -34,6 +34,7 @@ _ROLES = {
 }
 _TOLD = "ORDER_CREATED,ORDER_PROCESSING,ORDER_PAID,PAYMENT_FAILED"
 _SKUS = 100
+_SENDS_AT_ONCE = 512  # to a sink in memory, for which nobody waits; a mail server has but a few connections
 _PRELOADED_AT_ONCE = 5_000
 
 
@@ -79,6 +80,7 @@ def _settle_in(options: argparse.Namespace) -> None:
         "ORDERFLOW_GATEWAY_SIMULATED_LATENCY_MS": str(options.gateway_ms),
         "ORDERFLOW_GATEWAY_SIMULATED_DECLINE_EVERY_50TH": "true",
         "ORDERFLOW_NOTIFICATION_EMAIL_EVENTS": _TOLD,
+        "ORDERFLOW_EMAIL_CONNECTIONS": str(_SENDS_AT_ONCE),
     }
 
 
