@@ -34,15 +34,18 @@ class Gathering(Generic[Call, Answer]):
         most: int,
         weigh: Callable[[Call], int],
         heaviest: int,
+        unheard: Callable[[Sequence[tuple[Call, Answer]]], Awaitable[None]] | None = None,
     ) -> None:
         """`together` returns an answer for each call; all of it has an effect, or, if it raises, nothing.
 
         A gathering has at most `most` calls that weigh at most `heaviest`; a call that is heavier goes alone.
+        `unheard` is told the answers whose callers were cancelled meanwhile, before the next gathering. Must not raise.
         """
         self._together = together
         self._most = most
         self._weigh = weigh
         self._heaviest = heaviest
+        self._unheard = unheard
         self._waiting: collections.deque[_Waiting[Call, Answer]] = collections.deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -98,9 +101,14 @@ class Gathering(Generic[Call, Answer]):
                 _fail(gathered, error)
                 return
         else:
+            unheard: list[tuple[Call, Answer]] = []
             for each, answer in zip(gathered, answers, strict=True):
-                if not each.answer.done():
+                if each.answer.done():
+                    unheard.append((each.call, answer))
+                else:
                     each.answer.set_result(answer)
+            if unheard and self._unheard is not None:
+                await self._unheard(unheard)
             return
         middle = len(gathered) // 2
         await self._answer(gathered[:middle])

@@ -3,10 +3,12 @@
 Calls that arrive together share a transaction. Each is answered as if it had come alone, and only after the commit.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from domain.erasure import UserErased
+from domain.failures import DependencyDown
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import NotificationChannel
@@ -40,7 +42,11 @@ class NotificationIntents:
         self._database = database
         self._channel = channel
         self._intents: Gathering[_Intent, StoredOutcome | UserErased | bool] = Gathering(
-            self._intend_all, most=_MOST, weigh=lambda intent: intent.delivery.event.ByteSize(), heaviest=_HEAVIEST
+            self._intend_all,
+            most=_MOST,
+            weigh=lambda intent: intent.delivery.event.ByteSize(),
+            heaviest=_HEAVIEST,
+            unheard=self._withdraw,
         )
         self._decisions: Gathering[_Decision, list[OrderEvent] | StoredOutcome] = Gathering(
             self._decide_all, most=_MOST, weigh=_weight, heaviest=_HEAVIEST
@@ -68,10 +74,13 @@ class NotificationIntents:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
+        await self._delete([delivery.event.event_id])
+
+    async def _delete(self, event_ids: Sequence[str]) -> None:
         async with self._database.connection() as connection:
             await connection.execute(
-                "delete from notification_intents where event_id = $1 and channel = $2",
-                delivery.event.event_id,
+                "delete from notification_intents where event_id = any($1::uuid[]) and channel = $2",
+                event_ids,
                 self._channel,
             )
 
@@ -103,6 +112,12 @@ class NotificationIntents:
                 answers.append(event.event_id in first)
                 first.discard(event.event_id)  # another record with the same event: this one may have sent it
         return answers
+
+    async def _withdraw(self, unheard: Sequence[tuple[_Intent, StoredOutcome | UserErased | bool]]) -> None:
+        """Withdraws intents whose callers were cancelled meanwhile: nobody sends what they were stored for."""
+        if never_sent := [intent.delivery.event.event_id for intent, answer in unheard if answer is True]:
+            with contextlib.suppress(DependencyDown):  # then nobody knows whether it was sent, as after a kill
+                await self._delete(never_sent)
 
     async def _insert(self, connection: "Connection", intents: Sequence[_Intent]) -> set[str]:
         """Stores intents. Returns the events of those that were not there."""

@@ -170,6 +170,26 @@ async def test_each_record_logs_as_itself(database: Database) -> None:
     )
 
 
+async def test_an_intent_whose_caller_was_cancelled_meanwhile_is_new_again(database: Database) -> None:
+    """As when a partition starts over: nothing was sent, so nothing is ambiguous."""
+    intents, (one, held, other) = NotificationIntents(database, EMAIL), [told(offset=n) for n in range(3)]
+    async with database.connection() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(
+            "insert into notification_intents (event_id, channel, message_id) values ($1, $2, '<1>')",
+            held.event.event_id,
+            EMAIL,
+        )
+        asked = [asyncio.create_task(intents.intend(each, message_id="<1>")) for each in (one, held, other)]
+        await engines.until_waiting(database, 1)
+        asked[0].cancel()
+        await asyncio.wait(asked[:1])
+        await transaction.rollback()
+    assert [await each for each in asked[1:]] == [True, True]
+    assert await intend_all(intents, [one, held, other]) == [True, False, False]
+
+
 @pytest.mark.parametrize("is_decided", [False, True], ids=["intents", "outcomes"])
 async def test_two_processes_meet_in_the_middle_and_neither_blocks_the_other_for_good(
     database: Database, database_settings: DatabaseSettings, is_decided: bool

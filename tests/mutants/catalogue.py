@@ -738,6 +738,14 @@ MUTANTS = (
         "tests/integration/test_gathered_notifications.py -k intents_of_all_kinds",
     ),
     Mutant(
+        "an intent stays whose record was given up meanwhile",
+        "notifications: what was not sent is not ambiguous",
+        "storage/notification_intents.py",
+        "await self._delete(never_sent)",
+        "pass",
+        "tests/integration/test_gathered_notifications.py -k cancelled_meanwhile",
+    ),
+    Mutant(
         "intents lock each other in any order",
         "semantics 2: one lock order everywhere",
         "storage/notification_intents.py",

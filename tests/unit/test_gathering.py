@@ -128,6 +128,30 @@ async def test_a_call_that_is_cancelled_meanwhile_takes_no_other_with_it() -> No
     assert await both[1] == 4
 
 
+async def test_an_answer_that_nobody_hears_is_told_before_the_next_gathering() -> None:
+    asked: list[Sequence[int]] = []
+    began, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def together(calls: Sequence[int]) -> list[int]:
+        began.set()
+        await may_go_on.wait()
+        asked.append(calls)
+        return [2 * each for each in calls]
+
+    async def unheard(answers: Sequence[tuple[int, int]]) -> None:
+        await asyncio.sleep(0)
+        asked.append([part for each in answers for part in each])
+
+    gathering: Gathering[int, int] = Gathering(together, most=3, weigh=abs, heaviest=100, unheard=unheard)
+    calls = [asyncio.create_task(gathering.ask(each)) for each in (1, 2, 3, 4)]
+    await began.wait()
+    calls[1].cancel()
+    await asyncio.wait(calls[1:2])
+    may_go_on.set()
+    assert [await each for each in (calls[0], *calls[2:])] == [2, 6, 8]
+    assert asked == [[1, 2, 3], [2, 4], [4]]
+
+
 @pytest.mark.parametrize("largest", [2, 1], ids=["whole", "in halves"])
 async def test_a_cancellation_inside_leaves_nobody_waiting(largest: int) -> None:
     under_way = asyncio.Event()
