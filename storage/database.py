@@ -173,3 +173,15 @@ class Database:
         with self._measured("transaction"):
             async with self._lent() as connection, connection.transaction():
                 yield connection
+
+    @contextlib.asynccontextmanager
+    async def transaction_of_many(self) -> AsyncIterator["Connection"]:
+        """Lends a connection inside a transaction whose statements are each about many rows.
+
+        Raises:
+            DependencyDown: as `connection`.
+        """
+        async with self.transaction() as connection:
+            # A plan made while the tables were small would be kept, and read the whole of them when they are not.
+            await connection.execute("set local plan_cache_mode = force_custom_plan")
+            yield connection

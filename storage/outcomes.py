@@ -4,10 +4,9 @@ They do not keep who their orders are for, so that there is nothing to erase in 
 from the order's row, which it is erased from: so it emits the same event again, or the same without contact data.
 """
 
-import contextlib
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -168,29 +167,10 @@ async def decide_all(
     """
     while True:
         try:
-            async with transaction_of_many(database) as connection:
+            async with database.transaction_of_many() as connection:
                 return await _decided(connection, deliveries, decision)
         except _StoredMeanwhileError:
             continue  # that outcome is committed, so the next look finds and obeys it
-
-
-@contextlib.asynccontextmanager
-async def transaction_of_many(database: Database) -> AsyncIterator["Connection"]:
-    """Lends a connection inside a transaction whose statements are about many records each.
-
-    Raises:
-        DependencyDown: as `Database.transaction`.
-    """
-    async with database.transaction() as connection:
-        # A plan made while the tables were small would be kept, and read the whole of them when they are not.
-        await connection.execute("set local plan_cache_mode = force_custom_plan")
-        yield connection
-
-
-async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:
-    """Returns for each record the outcome that is stored for its event. Call it in `transaction_of_many`."""
-    stored = await _find_all(connection, deliveries)
-    return [stored.get(_key(each)) for each in deliveries]
 
 
 async def _decided(
@@ -209,6 +189,12 @@ async def _decided(
         stored[key] = _kept(each.coordinates, decided[key])
     await _store(connection, list(fresh.values()), [stored[key] for key in fresh])
     return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
+
+
+async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:
+    """Returns for each record the outcome that is stored for its event. Call it in `transaction_of_many`."""
+    stored = await _find_all(connection, deliveries)
+    return [stored.get(_key(each)) for each in deliveries]
 
 
 async def _find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:
