@@ -176,12 +176,6 @@ async def decide_all(
             continue  # that outcome is committed, so the next look finds and obeys it
 
 
-async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:
-    """Returns for each record the outcome that is stored for its event. Call it in `transaction_of_many`."""
-    stored = await _find_all(connection, deliveries)
-    return [stored.get(_key(each)) for each in deliveries]
-
-
 async def _decided(
     connection: "Connection", deliveries: Sequence[Delivery], decision: DecisionOfAll, last: EffectOfAll | None
 ) -> list[list[OrderEvent] | StoredOutcome]:
@@ -200,6 +194,12 @@ async def _decided(
     if last is not None:
         await last(connection, list(itertools.chain.from_iterable(events)))
     return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
+
+
+async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:
+    """Returns for each record the outcome that is stored for its event. Call it in `transaction_of_many`."""
+    stored = await _find_all(connection, deliveries)
+    return [stored.get(_key(each)) for each in deliveries]
 
 
 async def _find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:
