@@ -119,7 +119,7 @@ class OrderIntake:
                 await asyncio.sleep(0)
             _check(intake)
         wanted = [(caller, each.request.request_id) for each in intakes if each.fingerprint and each.request.request_id]
-        known = await self._known.look_all(wanted)
+        known = await self._find(wanted)
         correlation_id = calls.correlation_id(context, "")
         for number, intake in enumerate(intakes, 1):
             if not number % _AT_ONCE:
@@ -177,6 +177,13 @@ class OrderIntake:
         if accepted := failures.count(None):
             fault_points.reached("W1")
             _log_accepted(intakes, accepted)
+
+    async def _find(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], KnownRequest]:
+        if not wanted:
+            return await self._known.look_all(wanted)
+        # The query is that of many calls; to each of them it is the time that it waited and took.
+        with self._known_requests.span():
+            return await self._known.look_all(wanted)
 
     async def _look_up(self, requests: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], KnownRequest]:
         """Returns those that were used before, none if that cannot be told soon: it never holds an order up."""

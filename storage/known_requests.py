@@ -10,7 +10,11 @@ from storage import order_rows
 from storage.database import Database
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import asyncpg
+
+    from telemetry.tracing import Span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,10 @@ class KnownRequests:
     def __init__(self, database: Database) -> None:
         """Uses the database's pool."""
         self._database = database
+
+    def span(self) -> "AbstractContextManager[Span]":
+        """Shows what the body does as a query, in the current span if there is one."""
+        return self._database.span("query")
 
     async def find(self, requests: Collection[tuple[str, str]]) -> dict[tuple[str, str], KnownRequest]:
         """Returns those that were used before, of requests by caller and request_id.

@@ -162,7 +162,8 @@ async def write(system: ObservedSystem, event: OrderEvent, traceparent: str) -> 
 
 def failed(topic: str, attempt: int, then: str = "") -> Node:
     marks = f" attempt {attempt}" * (attempt > 1) + " failed ORDER_UNKNOWN" + " linked" * (attempt > 1)
-    below = [transaction("payment-processor", failed=" failed ORDER_UNKNOWN")]
+    # The intents of all, and, for the one that has no row, whether it was purged.
+    below = [transaction("payment-processor"), transaction("payment-processor", failed=" failed ORDER_UNKNOWN")]
     if then:
         below.append(node(f"payment-processor: PRODUCER send {then}"))
     return node(f"payment-processor: CONSUMER process {topic}{marks}", *below)

@@ -29,7 +29,7 @@ async def test_what_is_held_or_sold_stays_when_stock_is_set(database: Database) 
     await stock.set_available(sku, 5)
     async with database.transaction() as connection:
         await rows.hold(connection, [an_item(sku, 3)])
-        await rows.sell(connection, [an_item(sku, 1)])
+        await rows.settle(connection, sold=[an_item(sku, 1)], given_back=[])
     await stock.set_available(sku, 100)
     assert await stock.levels(sku) == [StockLevel(sku, 100, 2, 1, {})]
 
@@ -37,10 +37,14 @@ async def test_what_is_held_or_sold_stays_when_stock_is_set(database: Database) 
 async def test_nothing_goes_below_zero(database: Database) -> None:
     stock, sku = Stock(database), a_sku()
     await stock.set_available(sku, 1)
-    for move in (rows.sell, rows.give_back):
+    item = an_item(sku, 1)
+    for sold, given_back in (([item], []), ([], [item])):
         with pytest.raises(asyncpg.CheckViolationError):
             async with database.transaction() as connection:
-                await move(connection, [an_item(sku, 1)])
+                await rows.settle(connection, sold=sold, given_back=given_back)
+    with pytest.raises(asyncpg.CheckViolationError):
+        async with database.transaction() as connection:
+            await rows.give_back(connection, [item])
     with pytest.raises(ShortageError):
         async with database.transaction() as connection:
             await rows.hold(connection, [an_item(sku, 2)])

@@ -38,6 +38,8 @@ def base(method: Method) -> Message:
         request.CopyFrom(a_request())
     elif method.name == "BatchCreateOrders":
         request.requests.append(a_request(request_id=an_id()))
+    elif method.name == "FindOrders":
+        request.id = an_id()
     elif method.name == "BatchGetOrders":
         request.requests.add(order_id=an_id())
     if "order_id" in names:
