@@ -22,7 +22,13 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Benc
         yield running
 
 
-@pytest.mark.parametrize("name", ALL)
+_SOON = ("unary", "batch", "reads", "client")
+"""Take seconds each. The others take half a minute and more where two tests run side by side."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _SOON else [pytest.mark.heavy]) for name in ALL]
+)
 async def test_workload(
     system: BenchSystem, name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
