@@ -9,6 +9,7 @@ import asyncio
 import datetime
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
@@ -50,6 +51,7 @@ from storage.order_notices import OrderNotices
 from storage.order_search import Found
 from storage.order_views import ListFilter, ListPosition, OrderView, OrderViews
 from telemetry import tracing
+from telemetry.tracing import Span
 
 _GROUP: Final = "test-server"
 _NOWHERE: Final = Coordinates("orders", 0, 0)
@@ -345,6 +347,9 @@ class _MemoryAnswers(CommandAnswers):
 class _MemoryRequests(KnownRequests):
     def __init__(self, store: _Store) -> None:
         self._store = store
+
+    def span(self) -> AbstractContextManager[Span]:
+        return tracing.NO_SPAN
 
     async def find(self, requests: Collection[tuple[str, str]]) -> dict[tuple[str, str], KnownRequest]:
         return {
