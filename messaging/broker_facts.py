@@ -108,29 +108,25 @@ async def _may(client: AIOKafkaClient, topics: Sequence[str]) -> dict[str, froze
 
 
 async def _may_with_group(client: AIOKafkaClient, admin: AIOKafkaAdminClient, group: str) -> frozenset[str]:
-    try:
-        coordinator = await _coordinator(admin, group)
-    except GroupAuthorizationFailedError:
-        return frozenset()
-    answer = await client.send(coordinator, _GroupRequest(group))
-    ((code, *_, bits),) = answer.groups
-    if code == GroupAuthorizationFailedError.errno:
-        return frozenset()
-    if code:
-        raise for_code(code)(group)
-    return allowed(bits)
-
-
-async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> int:
-    """Returns the broker that has the group. A cluster that never had one makes the topic for it first."""
+    """Returns what we may do with a group. A cluster that never had one makes the topic for it first, and reads it."""
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            return int(await admin.find_coordinator(group))
+            return await _told_of_group(client, int(await admin.find_coordinator(group)), group)
+        except GroupAuthorizationFailedError:
+            return frozenset()
         except KafkaError as error:
             if not error.retriable or not tries_left:
                 raise
         await asyncio.sleep(_PAUSE_SECONDS)
     raise AssertionError
+
+
+async def _told_of_group(client: AIOKafkaClient, coordinator: int, group: str) -> frozenset[str]:
+    answer = await client.send(coordinator, _GroupRequest(group))
+    ((code, *_, bits),) = answer.groups
+    if code:
+        raise for_code(code)(group)
+    return allowed(bits)
 
 
 _FEATURES: Final = CompactArray(

@@ -244,7 +244,8 @@ async def test_a_database_that_is_away_is_waited_for(bench: Bench) -> None:
         model.is_down = True
         await engines.send_events(bench.kafka, meanwhile)
         await engines.eventually(lambda: not runtime.is_ready, "the outage is noticed")
-        await engines.eventually(lambda: bench.paused() == 1, "the partition is shown to wait for it")
+        # All that were to be written with it do.
+        await engines.eventually(lambda: bench.paused() >= 1, "the partition is shown to wait for it")
         assert await bench.views.revision(meanwhile[0].order.order_id) == 0
         model.is_down = False
         await bench.until_revision(meanwhile[2])
