@@ -332,7 +332,7 @@ MUTANTS = (
         "storage/refund_decisions.py",
         "                if await restores.doubt(connection, order) is not None:\n",
         "                if False:\n",
-        f"{_RESTORES} -k forgotten_and_then_cancelled",
+        f"{_RESTORES} -k not_listed_of_an_order_that_is_cancelled",
     ),
     Mutant(
         "a command overtakes the charge that a restore has forgotten",
