@@ -45,13 +45,13 @@ async def server(connection: "Connection", threshold: Threshold, *, timeout: flo
     """
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    def ask(channel: "grpc.Channel") -> health_pb2.HealthCheckResponse:
+    def ask(channel: "grpc.Channel") -> tuple[health_pb2.HealthCheckResponse, float]:
         request = health_pb2.HealthCheckRequest(service=_ALL_SERVICES)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
+        began = time.monotonic()  # here, so that what this process itself loads first is not held against the server
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout), time.monotonic() - began
 
-    began = time.monotonic()
-    answer = await _called(connection, ask)
-    time_ = Measure("time", time.monotonic() - began, "s", threshold)
+    answer, took = await _called(connection, ask)
+    time_ = Measure("time", took, "s", threshold)
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         summary = f"{connection.target} is {status}: it does not reach Kafka, or is stopping"
