@@ -7,7 +7,15 @@ from domain.identifiers import caused_event_id, created_event_id, reported_event
 from domain.orders import is_lifecycle
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import (
+    ORDER_EVENT_TYPE_NOTIFICATION_FAILED,
+    ORDER_EVENT_TYPE_NOTIFICATION_SENT,
     ORDER_EVENT_TYPE_ORDER_CREATED,
+    ORDER_EVENT_TYPE_ORDER_PAID,
+    ORDER_EVENT_TYPE_ORDER_PROCESSING,
+    ORDER_EVENT_TYPE_ORDER_REJECTED,
+    ORDER_EVENT_TYPE_PAYMENT_FAILED,
+    ORDER_EVENT_TYPE_PAYMENT_REFUNDED,
+    ORDER_EVENT_TYPE_PAYMENT_REPORTED,
     CommandTerms,
     EventMetadata,
     NotificationFailedDetails,
@@ -42,26 +50,26 @@ def order_created(order: Order, *, details: OrderCreatedDetails, correlation_id:
 
 def order_processing(cause: Delivery, order: Order) -> OrderEvent:
     """Returns the ORDER_PROCESSING that follows from an ORDER_CREATED."""
-    return _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING, order)
+    return _following(cause, ORDER_EVENT_TYPE_ORDER_PROCESSING, order)
 
 
 def order_rejected(cause: Delivery, order: Order, details: OrderRejectedDetails) -> OrderEvent:
     """Returns the ORDER_REJECTED that follows from an ORDER_CREATED."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED, order)
+    event = _following(cause, ORDER_EVENT_TYPE_ORDER_REJECTED, order)
     event.order_rejected.CopyFrom(details)
     return event
 
 
 def order_paid(cause: Delivery, order: Order, details: OrderPaidDetails, *, owner: str = "") -> OrderEvent:
     """Returns the ORDER_PAID that follows from an ORDER_PROCESSING or a PAYMENT_REPORTED."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID, order, owner=owner)
+    event = _following(cause, ORDER_EVENT_TYPE_ORDER_PAID, order, owner=owner)
     event.order_paid.CopyFrom(details)
     return event
 
 
 def payment_failed(cause: Delivery, order: Order, details: PaymentFailedDetails, *, owner: str = "") -> OrderEvent:
     """Returns the PAYMENT_FAILED that follows from an ORDER_PROCESSING or a PAYMENT_REPORTED."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED, order, owner=owner)
+    event = _following(cause, ORDER_EVENT_TYPE_PAYMENT_FAILED, order, owner=owner)
     event.payment_failed.CopyFrom(details)
     return event
 
@@ -92,7 +100,7 @@ def command(
 def payment_reported(report_id: str, order_id: str, *, source: str, now: datetime.datetime) -> OrderEvent:
     """Returns the PAYMENT_REPORTED of a report of the gateway's, the same each time it is delivered, but its time."""
     event = command(
-        OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REPORTED,
+        ORDER_EVENT_TYPE_PAYMENT_REPORTED,
         order_id,
         event_id=reported_event_id(report_id),
         caller="",
@@ -118,21 +126,21 @@ def carried_out(cause: Delivery, order: Order, *, owner: str) -> OrderEvent:
 
 def payment_refunded(cause: Delivery, order: Order, details: PaymentRefundedDetails, *, owner: str) -> OrderEvent:
     """Returns the PAYMENT_REFUNDED that follows from an ORDER_CANCELLED or an ORDER_REFUND_REQUESTED."""
-    event = _following(cause, OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REFUNDED, order, owner=owner)
+    event = _following(cause, ORDER_EVENT_TYPE_PAYMENT_REFUNDED, order, owner=owner)
     event.payment_refunded.CopyFrom(details)
     return event
 
 
 def notification_sent(cause: Delivery, details: NotificationSentDetails, *, now: datetime.datetime) -> OrderEvent:
     """Returns the NOTIFICATION_SENT that tells of a message about the cause."""
-    event = _notification(cause, OrderEventType.ORDER_EVENT_TYPE_NOTIFICATION_SENT, details.channel, now)
+    event = _notification(cause, ORDER_EVENT_TYPE_NOTIFICATION_SENT, details.channel, now)
     event.notification_sent.CopyFrom(details)
     return event
 
 
 def notification_failed(cause: Delivery, details: NotificationFailedDetails, *, now: datetime.datetime) -> OrderEvent:
     """Returns the NOTIFICATION_FAILED that tells why there is no message about the cause."""
-    event = _notification(cause, OrderEventType.ORDER_EVENT_TYPE_NOTIFICATION_FAILED, details.channel, now)
+    event = _notification(cause, ORDER_EVENT_TYPE_NOTIFICATION_FAILED, details.channel, now)
     event.notification_failed.CopyFrom(details)
     return event
 
@@ -141,20 +149,21 @@ def _following(
     cause: Delivery, event_type: OrderEventType, order: Order, discriminator: str = "", *, owner: str = ""
 ) -> OrderEvent:
     """Returns the event that follows. `owner` placed the order; the cause says who did, unless it is a command."""
-    return OrderEvent(
-        event_id=caused_event_id(cause.event.event_id, event_type, discriminator),
+    event_id, of_cause = cause.event.event_id, cause.event.metadata
+    event = OrderEvent(
+        event_id=caused_event_id(event_id, event_type, discriminator),
         type=event_type,
-        order=order,
         revision=order.revision if is_lifecycle(event_type) else 0,
-        occur_time=order.update_time,
-        metadata=EventMetadata(
-            correlation_id=cause.event.metadata.correlation_id,
-            causation_id=cause.event.event_id,
-            source=cause.group,
-            attempt=cause.attempt,
-            caller=owner or cause.event.metadata.caller,
-        ),
     )
+    event.order.CopyFrom(order)  # a third of what it takes to copy a message as an argument
+    event.occur_time.CopyFrom(order.update_time)
+    metadata = event.metadata
+    metadata.correlation_id = of_cause.correlation_id
+    metadata.causation_id = event_id
+    metadata.source = cause.group
+    metadata.attempt = cause.attempt
+    metadata.caller = owner or of_cause.caller
+    return event
 
 
 def _notification(

@@ -55,10 +55,10 @@ def total_of(items: Iterable[LineItem]) -> Money:
     return Money(currency_code=currency, amount_minor=amount)
 
 
-def format_amount(money: Money) -> str:
+def format_amount(amount_minor: int, currency_code: str) -> str:
     """Returns the amount for people, for example `39.98 EUR` or `500 JPY`."""
-    exponent = _EXPONENTS.get(money.currency_code, 2)
-    sign, digits = "-" if money.amount_minor < 0 else "", str(abs(money.amount_minor)).rjust(exponent + 1, "0")
+    exponent = _EXPONENTS.get(currency_code, 2)
+    sign, digits = "-" if amount_minor < 0 else "", str(abs(amount_minor)).rjust(exponent + 1, "0")
     if exponent:
         digits = f"{digits[:-exponent]}.{digits[-exponent:]}"
-    return f"{sign}{digits} {money.currency_code}"
+    return f"{sign}{digits} {currency_code}"

@@ -48,10 +48,11 @@ def violations_of(request: CreateOrderRequest | Order) -> list[Violation]:
     return list(_violations(request))
 
 
-def unstorable(event: OrderEvent) -> str | None:
+def unstorable(event: OrderEvent, *, may_have_nul: bool = True) -> str | None:
     """Tells what of an event from Kafka neither PostgreSQL nor a calendar can hold; None if all of it can be stored.
 
-    Only a forger writes such events, and each would stop its readers at the same place for ever.
+    Only a forger writes such events, and each would stop its readers at the same place for ever. `may_have_nul` says
+    whether there is a NUL anywhere in its bytes.
     """
     order, created = event.order, event.order_created
     for time in (event.occur_time, order.create_time, order.update_time, order.expire_time):
@@ -59,6 +60,8 @@ def unstorable(event: OrderEvent) -> str | None:
             return "a time is not between 1970 and 9999"
     if event.revision < 0 or order.revision < 0:
         return "a revision is negative"
+    if not may_have_nul:
+        return None
     texts = [order.user_id, event.metadata.caller, created.caller, created.request_id, order.failure_reason]
     texts += [item.sku for item in order.items]
     if "\x00" in "".join(texts):

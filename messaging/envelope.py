@@ -115,7 +115,7 @@ def decode(topic: str, key: bytes | None, value: bytes | None) -> OrderEvent:
         raise Transient("UNKNOWN_EVENT_TYPE", f"type {int(event.type)} is not known to this version")
     if has_unknown_status(event):
         raise Transient("UNKNOWN_STATUS", "a status of the order is not known to this version")
-    if (problem := unstorable(event)) is not None:
+    if (problem := unstorable(event, may_have_nul=b"\x00" in value)) is not None:
         raise Permanent("INVALID_EVENT", problem)
     if topic_of(event.type).name != topic:
         raise Permanent("INVALID_EVENT", f"{type_name(event.type)} does not belong on this topic")

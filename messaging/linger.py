@@ -9,7 +9,7 @@ from typing import Final
 SKIPPED_SECONDS: Final = 0.25
 """Where nothing is to be written but the offset: only a restart, or somebody who looks at lag, could tell."""
 
-CROWD_SECONDS: Final = 0.05
+CROWD_SECONDS: Final = 0.2
 
 
 def longest_wait(*, done: int, with_outputs: bool, under_way: int, most: int, linger: float) -> float:

@@ -79,7 +79,10 @@ class Provenance:
 def provenance_of(record: ConsumerRecord, tiers: Sequence[Topic]) -> Provenance:
     """Returns the record's past; none for what stands on no retry topic, or carries none that can be read."""
     own = Provenance(Coordinates(record.topic, record.partition, record.offset), record.timestamp)
-    if not any(record.topic == topic.name for topic in tiers):
+    for topic in tiers:
+        if topic.name == record.topic:
+            break
+    else:
         return own
     told = {
         name.removeprefix(HEADER_PREFIX): value

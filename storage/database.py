@@ -54,9 +54,11 @@ async def _keep(_: object) -> None:
 class Database:
     """A pool of connections. Nothing connects before the first use, so a process can start while PostgreSQL is away."""
 
-    def __init__(self, settings: DatabaseSettings, *, application: str) -> None:
-        """`application` is what pg_stat_activity shows."""
+    def __init__(self, settings: DatabaseSettings, *, application: str, of_many: bool = False) -> None:
+        """`application` is what pg_stat_activity shows. `of_many`: statements are each about many rows."""
         self._settings = settings
+        # A plan made while the tables were small would be kept, and read the whole of them when they are not.
+        self._plans = {"plan_cache_mode": "force_custom_plan"} if of_many else {}
         self._application = application
         self._pool: Pool | None = None
         self._turns = Turns(settings.pool_size)
@@ -86,6 +88,7 @@ class Database:
                 "lock_timeout": str(int(self._settings.command_timeout * 800)),
                 "statement_timeout": str(int(self._settings.command_timeout * 1000)),
                 "timezone": "UTC",
+                **self._plans,
             },
         )
         pool = self._pool
@@ -182,15 +185,3 @@ class Database:
         with self._measured("transaction"):
             async with self._lent() as connection, connection.transaction():
                 yield connection
-
-    @contextlib.asynccontextmanager
-    async def transaction_of_many(self) -> AsyncIterator["Connection"]:
-        """Lends a connection inside a transaction whose statements are each about many rows.
-
-        Raises:
-            DependencyDown: as `connection`.
-        """
-        async with self.transaction() as connection:
-            # A plan made while the tables were small would be kept, and read the whole of them when they are not.
-            await connection.execute("set local plan_cache_mode = force_custom_plan")
-            yield connection

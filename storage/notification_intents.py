@@ -95,7 +95,7 @@ class NotificationIntents:
         return outcomes.obey(answer, delivery) if isinstance(answer, StoredOutcome) else answer
 
     async def _intend_all(self, intents: Sequence[_Intent]) -> list[StoredOutcome | UserErased | bool]:
-        async with self._database.transaction_of_many() as connection:
+        async with self._database.transaction() as connection:
             stored = await outcomes.find_all(connection, [each.delivery for each in intents])
             undecided = [each for each, outcome in zip(intents, stored, strict=True) if outcome is None]
             found = await erasures.find(connection, (each.delivery.event.order.user_id for each in undecided))

@@ -170,7 +170,7 @@ async def decide_all(
     """
     while True:
         try:
-            async with database.transaction_of_many() as connection:
+            async with database.transaction() as connection:
                 return await _decided(connection, deliveries, decision, last)
         except _StoredMeanwhileError:
             continue  # that outcome is committed, so the next look finds and obeys it
@@ -197,7 +197,7 @@ async def _decided(
 
 
 async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:
-    """Returns for each record the outcome that is stored for its event. Call it in `transaction_of_many`."""
+    """Returns for each record the outcome that is stored for its event. Of a database that is `of_many`."""
     stored = await _find_all(connection, deliveries)
     return [stored.get(_key(each)) for each in deliveries]
 

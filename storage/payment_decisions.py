@@ -127,7 +127,7 @@ class PaymentDecisions:
         return intent
 
     async def _intend_all(self, calls: Sequence[_Intention]) -> list[ChargeIntent | _NoCharge]:
-        async with self._database.transaction_of_many() as connection:
+        async with self._database.transaction() as connection:
             found = await _lock_unpaid(connection, calls)
             due = {order_id: each for order_id, each in found.items() if isinstance(each, _Due)}
             intents = await self._intend(connection, due) if due else {}

@@ -112,7 +112,7 @@ def database_settings(url: str, **fields: float) -> DatabaseSettings:
 
 @contextlib.asynccontextmanager
 async def opened(settings: DatabaseSettings) -> AsyncIterator[Database]:
-    database = Database(settings, application="tests")
+    database = Database(settings, application="tests", of_many=True)
     await database.open()
     try:
         yield database

@@ -436,7 +436,7 @@ async def work(name: str, settings: Settings, stop: asyncio.Event) -> None:
         GroupOffsetLostError: see messaging.partition.
     """
     client_id = f"{name}-{socket.gethostname()}-{os.getpid()}"
-    parts = _Parts(settings, Database(settings.database, application=name), client_id, _limits(settings))
+    parts = _Parts(settings, Database(settings.database, application=name, of_many=True), client_id, _limits(settings))
     monitor = KafkaMonitor(settings.kafka, client_id=client_id)
     async with AsyncExitStack() as stack:
         await parts.database.open()

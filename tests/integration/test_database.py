@@ -20,6 +20,6 @@ async def test_a_transaction_that_was_left_open_ends_with_the_loan(database_sett
 async def test_what_a_transaction_sets_ends_with_it(database_settings: DatabaseSettings) -> None:
     async with engines.opened(database_settings.model_copy(update={"pool_size": 1})) as database:
         async with database.transaction() as connection:
-            await connection.execute("set local plan_cache_mode = force_custom_plan")
+            await connection.execute("set local plan_cache_mode = force_generic_plan")
         async with database.connection() as connection:
-            assert await connection.fetchval("show plan_cache_mode") == "auto"
+            assert await connection.fetchval("show plan_cache_mode") == "force_custom_plan"
