@@ -13,7 +13,7 @@ VARIABLE: Final = "ORDERFLOW_FAULT_POINTS"
 WINDOWS: Final = {
     "W1": "Kafka has acknowledged the order, its caller has no answer",
     "W2": "the decision on the order is committed, nothing is produced",
-    "W3": "outputs are produced, their input's offset is not sent",
+    "W3": "outputs are produced, the transaction that has them and their input's offset is not committed",
     "W4": "the transaction is ended at the broker, its answer is not read",
     "W5": "the intent to charge is stored, the gateway is not called",
     "W7": "the gateway's answer is read, nothing of it is stored",

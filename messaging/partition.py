@@ -4,7 +4,7 @@ Invariants (docs/semantics.md, "The worker runtime" and 12 to 18):
 - The partition's producer is started before the committed offset is read, so nothing of the last owner is pending.
 - Records of one key are handled one after the other, in the order of their offsets; different keys in parallel.
 - A record's outputs, or its dead letter, and the offset that says it is done are in one transaction.
-- Before the offset is sent every output has been acknowledged: aiokafka's commit does not look.
+- Before the commit every output has been acknowledged: aiokafka's commit does not look.
 - After anything but a clean commit the producer is dropped, everything in flight is forgotten, and the partition starts
   over from what is committed. Handlers answer a replay with their stored outcome, so this is always safe.
 - Nothing of an incarnation is committed by a later one.
@@ -646,6 +646,26 @@ class PartitionRunner:
                     self._refuse(each, refusal)
                     raise OutputRefusedError from refusal
                 sent.append((each, future))
+        # Side by side, which saves a round trip: only the commit makes either of them count.
+        results = await asyncio.gather(
+            self._acknowledged(sent),
+            producer.send_offsets_to_transaction(
+                {self.partition: OffsetAndMetadata(offset, metadata)}, self._spec.group
+            ),
+            return_exceptions=True,
+        )
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+        await producer.commit_transaction()
+
+    async def _acknowledged(self, sent: Sequence[tuple[_Done, "asyncio.Future[object]"]]) -> None:
+        """Waits until Kafka has acknowledged the outputs.
+
+        Raises:
+            OutputRefusedError: it refused one for good, and the record has been told so.
+            KafkaError: it did not acknowledge one.
+        """
         results = await asyncio.gather(*(future for _, future in sent), return_exceptions=True)
         failed = [
             (each, error) for (each, _), error in zip(sent, results, strict=True) if isinstance(error, BaseException)
@@ -657,12 +677,8 @@ class PartitionRunner:
         if failed:
             raise failed[0][1]
         fault_points.reached("W3")
-        if any(each.outcome != "handled" for each in done):
+        if any(each.outcome != "handled" for each, _ in sent):
             fault_points.reached("W13")
-        await producer.send_offsets_to_transaction(
-            {self.partition: OffsetAndMetadata(offset, metadata)}, self._spec.group
-        )
-        await producer.commit_transaction()
 
     def _refuse(self, done: _Done, error: BaseException) -> None:
         if any(record.topic == DEAD_LETTERS for record in done.outputs):

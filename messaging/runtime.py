@@ -25,6 +25,7 @@ log = logs.get()
 _POLL_MS: Final = 200
 _MOST_RECORDS: Final = 500
 _RETRY_SECONDS: Final = 1.0
+_PACE_SECONDS: Final = 0.05
 
 
 class WorkerRuntime:
@@ -114,9 +115,12 @@ class WorkerRuntime:
     async def _keep_polling(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         consumer.subscribe([topic.name for topic in self.registers], listener=_Rebalances(self, consumer))
         while not stop.is_set():
-            await self._poll(consumer)
+            fetched = await self._poll(consumer)
+            if fetched and self._spec.linger:
+                await asyncio.sleep(_PACE_SECONDS)  # nobody waits for them: those that come meanwhile come together
 
-    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
+    async def _poll(self, consumer: AIOKafkaConsumer) -> int:
+        """Hands fetched records to their runners. Returns how many there were."""
         try:
             # Cancelled only when the consumer ends: the position moves when it returns, so a lost result is a skipped
             # record.
@@ -126,12 +130,13 @@ class WorkerRuntime:
                 raise
             log.warning("worker.poll.failed", worker=self._spec.group, error=repr(error))
             await asyncio.sleep(_RETRY_SECONDS)
-            return
+            return 0
         # No await between the fetch and this: positions and windows move together.
         for partition, records in fetched.items():
             if partition in self._runners:
                 self._runners[partition][0].accept(records)
         self._regulate(consumer)
+        return sum(map(len, fetched.values()))
 
     def _regulate(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()

@@ -27,7 +27,8 @@ class Claim(Protocol):
 class WorkerSpec:
     """A consumer group. `handles` are the types that its handler takes; other types of the contract are skipped.
 
-    `linger` is how long, in seconds, outputs that nobody waits for may wait to share a transaction.
+    `linger` is how long, in seconds, outputs that nobody waits for may wait to share a transaction; records that lead
+    to them are fetched together, too.
     """
 
     group: str
