@@ -168,8 +168,7 @@ class OrderIntake:
             failures = await self._publisher.publish_all(records, timeout=left)
         except asyncio.CancelledError:
             # Cancelled by us and not by the caller: they were handed over, or may have been.
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if calls.is_cancelled():
                 raise
             raise errors.outcome_unknown() from None
         for intake, failure in zip(intakes, failures, strict=True):
@@ -193,7 +192,9 @@ class OrderIntake:
         try:
             async with asyncio.timeout(self._settings.request_lookup_timeout):
                 return await self._known_requests.find(requests)
-        except (DependencyDown, TimeoutError):
+        except (DependencyDown, TimeoutError, asyncio.CancelledError):
+            if calls.is_cancelled():
+                raise
             self._no_lookup_before = loop.time() + _LOOKUP_BREAK_SECONDS
             log.warning("server.request_lookup.skipped")
             return {}
