@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from domain.lifecycle import LIFECYCLE
-from domain.money import total_of
+from domain.money import add_up
 from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_pb2 import ORDER_STATUS_CREATED, PAYMENT_STATUS_NONE, Order
 from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
@@ -39,7 +39,7 @@ def fill(order: Order, request: CreateOrderRequest, *, order_id: str) -> None:
     order.order_id = order_id
     order.user_id = request.user_id
     order.items.MergeFrom(items)
-    order.total.CopyFrom(total_of(items))
+    add_up(items, order.total)
     order.payment_method = request.payment_method
     order.etag = etag_of(order_id, 1)
     if email := request.email:
