@@ -36,15 +36,23 @@ from orderflow.orders.v1.order_pb2 import NotificationChannel, Order
 
 def order_created(order: Order, *, details: OrderCreatedDetails, correlation_id: str) -> OrderEvent:
     """Returns the ORDER_CREATED of a new order."""
-    event = OrderEvent(
-        event_id=created_event_id(order.order_id),
-        type=ORDER_EVENT_TYPE_ORDER_CREATED,
-        revision=order.revision,
-        metadata=EventMetadata(correlation_id=correlation_id, source="server", attempt=1, caller=details.caller),
-    )
-    event.order.CopyFrom(order)  # a third of what it takes to copy a message as an argument
-    event.occur_time.CopyFrom(order.create_time)
+    event = orders_created(order, caller=details.caller)
+    event.event_id = created_event_id(order.order_id)
+    event.metadata.correlation_id = correlation_id
     event.order_created.CopyFrom(details)
+    return event
+
+
+def orders_created(unpaid: Order, *, caller: str) -> OrderEvent:
+    """Returns what every ORDER_CREATED has in common that a caller causes at a moment."""
+    event = OrderEvent(
+        type=ORDER_EVENT_TYPE_ORDER_CREATED,
+        revision=unpaid.revision,
+        metadata=EventMetadata(source="server", attempt=1, caller=caller),
+        order_created=OrderCreatedDetails(caller=caller),
+    )
+    event.order.CopyFrom(unpaid)
+    event.occur_time.CopyFrom(unpaid.create_time)
     return event
 
 

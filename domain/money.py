@@ -42,6 +42,13 @@ def total_of(items: Iterable[LineItem]) -> Money:
     Raises:
         CurrencyMismatchError: the lines are not all in one currency, or there is no line.
     """
+    total = Money()
+    add_up(items, total)
+    return total
+
+
+def add_up(items: Iterable[LineItem], total: Money) -> None:
+    """Does so in place."""
     currency, amount = "", 0
     for item in items:
         price = item.unit_price
@@ -52,7 +59,7 @@ def total_of(items: Iterable[LineItem]) -> Money:
         amount += item.quantity * price.amount_minor
     if not currency:
         raise CurrencyMismatchError("no line, so no currency")
-    return Money(currency_code=currency, amount_minor=amount)
+    total.currency_code, total.amount_minor = currency, amount
 
 
 def format_amount(amount_minor: int, currency_code: str) -> str:

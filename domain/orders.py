@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from domain.lifecycle import LIFECYCLE
-from domain.money import total_of
+from domain.money import add_up
 from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_pb2 import ORDER_STATUS_CREATED, PAYMENT_STATUS_NONE, Order
 from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
@@ -18,29 +18,42 @@ def new_order(
     request: CreateOrderRequest, *, order_id: str, now: datetime.datetime, time_to_pay: datetime.timedelta
 ) -> Order:
     """Returns the order at revision 1, priced. The request must be valid."""
-    order = Order(
-        order_id=order_id,
-        user_id=request.user_id,
-        email=request.email,
-        phone=request.phone,
-        items=request.items,
-        total=total_of(request.items),
-        payment_method=request.payment_method,
-        status=ORDER_STATUS_CREATED,
-        payment_status=PAYMENT_STATUS_NONE,
-        revision=1,
-        etag=etag_of(order_id, 1),
-        external_reference=request.external_reference,
-        language=request.language,
-    )
-    if request.labels:
-        order.labels.update(request.labels)
-    if request.muted_channels:
-        order.muted_channels.extend(request.muted_channels)
+    order = unpaid(now, time_to_pay)
+    fill(order, request, order_id=order_id)
+    return order
+
+
+def unpaid(now: datetime.datetime, time_to_pay: datetime.timedelta) -> Order:
+    """Returns what all orders placed at a moment have in common."""
+    order = Order(status=ORDER_STATUS_CREATED, payment_status=PAYMENT_STATUS_NONE, revision=1)
     _set(order.create_time, now)
     order.update_time.CopyFrom(order.create_time)
     _set(order.expire_time, now + time_to_pay)
     return order
+
+
+def fill(order: Order, request: CreateOrderRequest, *, order_id: str) -> None:
+    """Makes the order asked for out of an unpaid one. The request must be valid."""
+    # Every order comes by here: what is copied is copied once, and what is not set is not touched.
+    items = request.items
+    order.order_id = order_id
+    order.user_id = request.user_id
+    order.items.MergeFrom(items)
+    add_up(items, order.total)
+    order.payment_method = request.payment_method
+    order.etag = etag_of(order_id, 1)
+    if email := request.email:
+        order.email = email
+    if phone := request.phone:
+        order.phone = phone
+    if reference := request.external_reference:
+        order.external_reference = reference
+    if language := request.language:
+        order.language = language
+    if labels := request.labels:
+        order.labels.update(labels)
+    if channels := request.muted_channels:
+        order.muted_channels.extend(channels)
 
 
 def _set(timestamp: Timestamp, time: datetime.datetime) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -24,6 +24,7 @@ from aiokafka.protocol.transaction import (
 )
 
 import fault_points
+from messaging.partitioner import partition_of
 
 _TRANSACTIONAL: Final = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
@@ -106,6 +107,29 @@ def watch_transactional_requests(producer: AIOKafkaProducer, on_resend: Callable
             raise
 
     producer.client.send = watched
+
+
+def add(
+    producer: AIOKafkaProducer, topic: str, *, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes | None]]
+) -> "asyncio.Future[object] | None":
+    """Adds a record to the batch that is to be sent next to its partition, and returns the future of that batch.
+
+    Does what `send` does in a third of the time, since Kafka takes or refuses a batch as one: `send` makes a future for
+    each record. None, and nothing is added, where `send` would wait or refuse: it is to be called.
+    """
+    accumulator = producer._message_accumulator
+    partitions = producer.client.cluster.partitions_for_topic(topic)
+    if not partitions or accumulator._closed or accumulator._exception is not None:
+        return None
+    if 2 * len(value) > producer._max_request_size:
+        return None
+    partition = TopicPartition(topic, partition_of(key, list(partitions), ()))
+    waiting = accumulator._batches.get(partition)
+    batch = waiting[-1] if waiting else accumulator._append_batch(accumulator.create_builder(), partition)
+    if batch._builder.append(timestamp=None, key=key, value=value, headers=headers) is None:
+        return None
+    acknowledged: asyncio.Future[object] = batch.future
+    return acknowledged
 
 
 async def discard_producer(producer: AIOKafkaProducer, *, flush_seconds: float = 0.0) -> None:

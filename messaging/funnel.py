@@ -1,6 +1,5 @@
 """What records that Kafka has acknowledged count as: the end of a span, an event, a step of an order, money."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,30 +18,27 @@ _FIRST_SETTLED: Final = 3
 
 def acknowledged(records: Iterable[OutgoingRecord]) -> None:
     """Ends the records' spans, and counts them and what they carry."""
-    topics: defaultdict[str, int] = defaultdict(int)
-    types: defaultdict[OrderEventType, int] = defaultdict(int)
-    steps: defaultdict[tuple[OrderStatus, str], int] = defaultdict(int)
-    amounts: defaultdict[tuple[OrderStatus, str], int] = defaultdict(int)
+    alike: dict[tuple[str, OrderEventType | None, OrderStatus | None, str], tuple[int, int]] = {}
     for record in records:
         record.span.end()
-        topics[record.topic.name] += 1
+        event_type, status, currency, amount = None, None, "", 0
         if (event := record.event) is not None:
             event_type = event.type
-            types[event_type] += 1
             if event_type in LIFECYCLE and _is_a_step(event):
                 order = event.order
                 total = order.total
-                key = order.status, total.currency_code
-                steps[key] += 1
-                amounts[key] += total.amount_minor
-    for topic, count in topics.items():
+                status, currency, amount = order.status, total.currency_code, total.amount_minor
+        key = record.topic.name, event_type, status, currency
+        count, sum_ = alike.get(key, (0, 0))
+        alike[key] = count + 1, sum_ + amount
+    for (topic, event_type, status, currency), (count, sum_) in alike.items():
         metrics.of(metrics.SENT, "kafka", "send", topic).inc(count)
-    for event_type, count in types.items():
-        metrics.of(metrics.ORDER_EVENTS, envelope.type_name(event_type)).inc(count)
-    for (status, currency), count in steps.items():
-        name = _name(status)
-        metrics.of(metrics.ORDERS, name).inc(count)
-        metrics.of(metrics.AMOUNTS, name, _currency(currency)).inc(amounts[status, currency])
+        if event_type is not None:
+            metrics.of(metrics.ORDER_EVENTS, envelope.type_name(event_type)).inc(count)
+        if status is not None:
+            name = _name(status)
+            metrics.of(metrics.ORDERS, name).inc(count)
+            metrics.of(metrics.AMOUNTS, name, _currency(currency)).inc(sum_)
 
 
 def _is_a_step(event: OrderEvent) -> bool:

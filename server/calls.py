@@ -1,5 +1,6 @@
 """What the server knows of a call beside its message: who calls, until when, in which trace."""
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -63,3 +64,9 @@ def was_tried_before(context: "Context") -> bool:
 def is_read(method: str) -> bool:
     """Whether the method, given with its service, changes nothing: its errors have no outcome."""
     return method.rpartition("/")[2].startswith(("Get", "BatchGet", "List", "Find", "Watch", "Summarize"))
+
+
+def is_cancelled() -> bool:
+    """Whether this task is to end, as a call that its caller gave up; else CancelledError is of something inside."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0

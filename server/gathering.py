@@ -6,6 +6,8 @@ import contextvars
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from typing import Final, Generic, TypeVar
 
+from server import calls
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -34,7 +36,10 @@ class Gathering(Generic[Key, Value]):
         self._task: asyncio.Task[None] | None = None
 
     async def look(self, key: Key) -> Value | None:
-        """Returns what a query that starts from now on finds for the key; raises what it raises."""
+        """Returns what a query that starts from now on finds for the key; raises what it raises.
+
+        That may be CancelledError although the caller is not cancelled: something inside was.
+        """
         return (await self.look_all((key,))).get(key)
 
     async def look_all(self, keys: Collection[Key]) -> Mapping[Key, Value]:
@@ -50,25 +55,38 @@ class Gathering(Generic[Key, Value]):
         return await future
 
     async def _run(self) -> None:
+        try:
+            while self._waiting:
+                await self._look_together()
+        finally:
+            for _, future in self._waiting:  # all were looked for, unless this was cancelled
+                future.cancel()
+            self._waiting.clear()
+
+    async def _look_together(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            if self._pause and (early := self._next - loop.time()) > 0:
-                await asyncio.sleep(early)
-            keys: dict[Key, None] = {}
-            asking: list[asyncio.Future[Mapping[Key, Value]]] = []
-            while self._waiting and len(keys) < _MOST:
-                wanted, future = self._waiting.popleft()
-                if not future.done():  # a call may be over
-                    keys.update(dict.fromkeys(wanted))
-                    asking.append(future)
-            self._next = loop.time() + self._pause * min(len(asking) / _MANY, 1)
-            try:
-                found = await self._query(list(keys)) if keys else {}
-            except Exception as error:
-                for future in asking:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for future in asking:
-                    if not future.done():
-                        future.set_result(found)
+        if self._pause and (early := self._next - loop.time()) > 0:
+            await asyncio.sleep(early)
+        keys: dict[Key, None] = {}
+        asking: list[asyncio.Future[Mapping[Key, Value]]] = []
+        while self._waiting and len(keys) < _MOST:
+            wanted, future = self._waiting.popleft()
+            if not future.done():  # a call may be over
+                keys.update(dict.fromkeys(wanted))
+                asking.append(future)
+        self._next = loop.time() + self._pause * min(len(asking) / _MANY, 1)
+        try:
+            found = await self._query(list(keys)) if keys else {}
+        except asyncio.CancelledError:
+            for future in asking:
+                future.cancel()
+            if calls.is_cancelled():
+                raise
+        except Exception as error:
+            for future in asking:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            for future in asking:
+                if not future.done():
+                    future.set_result(found)

@@ -131,8 +131,7 @@ class _Answering:
                 told = errors.store_unavailable(outcome=outcome)
             case asyncio.CancelledError():
                 self._code = grpc.StatusCode.CANCELLED
-                current = asyncio.current_task()
-                if current is not None and current.cancelling():
+                if calls.is_cancelled():
                     return  # by the caller, or its deadline
                 # Raised by something inside: left alone, grpc would send no status and the caller would hang.
                 told = errors.store_unavailable(outcome=outcome)

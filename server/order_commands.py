@@ -194,8 +194,7 @@ class OrderCommands:
             )
         except asyncio.CancelledError:
             # Cancelled by us and not by the caller: it was handed over, or may have been.
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if calls.is_cancelled():
                 raise
             raise errors.command_outcome_unknown() from None
         if isinstance(failure, OutcomeUnknown):

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 import fault_points
 from domain import events
 from domain.failures import DependencyDown
-from domain.identifiers import order_id_for, request_fingerprint
-from domain.orders import new_order
+from domain.identifiers import created_event_id, order_id_for, request_fingerprint
+from domain.orders import fill, new_order, unpaid
 from domain.validation import Violation, violations_of
 from messaging import envelope
 from messaging.envelope import OutgoingRecord
 from messaging.publisher import NotHandedOver, OutcomeUnknown, Publisher, TooManyWaiting
 from messaging.topics import MAX_MESSAGE_BYTES
-from orderflow.events.v1.order_event_pb2 import OrderCreatedDetails
+from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import Order
 from orderflow.orders.v1.order_service_pb2 import (
     BatchCreateOrdersRequest,
@@ -49,7 +49,7 @@ _LONG_AGO: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _AT_ONCE: Final = 25
 """Orders of a batch that are worked on before other calls get their turn: a few milliseconds."""
 
-Result = CreateOrderResponse | CallError
+Result = Order | CallError
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,7 +60,7 @@ class _Intake:
     fingerprint: bytes = b""
     correlation_id: str = ""
     record: OutgoingRecord | None = None
-    response: CreateOrderResponse | None = None
+    order: Order | None = None
     result: Result | None = None
 
 
@@ -84,7 +84,6 @@ class OrderIntake:
             self._look_up, pause=settings.gathering_ms / 1000
         )
         self._settings = settings
-        self._time_to_pay = settings.time_to_pay
         self._now = now
         self._no_lookup_before = 0.0
 
@@ -93,7 +92,9 @@ class OrderIntake:
         [result] = await self._take_in((request,), context)
         if isinstance(result, CallError):
             raise result
-        return result
+        response = CreateOrderResponse()
+        _tell(response, result)
+        return response
 
     async def create_batch(self, request: BatchCreateOrdersRequest, context: "Context") -> BatchCreateOrdersResponse:
         """Accepts many orders, each with its own result."""
@@ -106,7 +107,7 @@ class OrderIntake:
             if isinstance(result, CallError):
                 response.results.add(error=(result.as_repeat() if repeated else result).status())
             else:
-                response.results.add().created.CopyFrom(result)
+                _tell(response.results.add().created, result)
         return response
 
     async def _take_in(self, requests: Sequence[CreateOrderRequest], context: "Context") -> list[Result]:
@@ -121,38 +122,46 @@ class OrderIntake:
         wanted = [(caller, each.request.request_id) for each in intakes if each.fingerprint and each.request.request_id]
         known = await self._find(wanted)
         correlation_id = calls.correlation_id(context, "")
+        alike = events.orders_created(unpaid(self._now(), self._settings.time_to_pay), caller=caller)
         for number, intake in enumerate(intakes, 1):
             if not number % _AT_ONCE:
                 await asyncio.sleep(0)
             if intake.result is None:
-                self._accept(intake, known.get((caller, intake.request.request_id)), caller, correlation_id)
+                self._accept(intake, known.get((caller, intake.request.request_id)), alike, correlation_id)
         await self._publish([each for each in intakes if each.result is None], deadline)
         results = [each.result for each in intakes if each.result is not None]
         assert len(results) == len(intakes)
         return results
 
-    def _accept(self, intake: _Intake, known: KnownRequest | None, caller: str, correlation_id: str) -> None:
-        """Sets the result if nothing is to be published, else the record, and the response for when it is there."""
+    def _accept(self, intake: _Intake, known: KnownRequest | None, alike: OrderEvent, correlation_id: str) -> None:
+        """Sets the result if nothing is to be published, else the record, and the order for when it is there.
+
+        `alike` is what the events of all orders of the call have in common.
+        """
         request = intake.request
         if known is not None and known.fingerprint != intake.fingerprint:
             intake.result = errors.request_id_reused()
             return
         if known is not None:
             order = _purged(request, known.order) if known.is_purged else known.order
-            intake.result = _as_if(order) if request.validate_only else _created(order)
+            intake.result = _as_if(order) if request.validate_only else order
             return
-        order_id = "" if request.validate_only else order_id_for(caller, request.request_id, intake.fingerprint)
-        order = new_order(request, order_id=order_id, now=self._now(), time_to_pay=self._time_to_pay)
+        event = OrderEvent()
+        event.CopyFrom(alike)
         if request.validate_only:
-            intake.result = _as_if(order)
+            fill(event.order, request, order_id="")
+            intake.result = _as_if(event.order)
             return
-        details = OrderCreatedDetails(
-            caller=caller, request_id=request.request_id, request_fingerprint=intake.fingerprint
-        )
+        order_id = order_id_for(alike.metadata.caller, request.request_id, intake.fingerprint)
+        fill(event.order, request, order_id=order_id)
         intake.correlation_id = correlation_id or order_id
-        event = events.order_created(order, details=details, correlation_id=intake.correlation_id)
+        event.event_id = created_event_id(order_id)
+        event.metadata.correlation_id = intake.correlation_id
+        details = event.order_created
+        details.request_id = request.request_id
+        details.request_fingerprint = intake.fingerprint
         intake.record = envelope.encode(event)
-        intake.response = _created(order)
+        intake.order = event.order
 
     async def _publish(self, intakes: Sequence[_Intake], deadline: float) -> None:
         """Publishes the records together, and sets the results."""
@@ -168,12 +177,11 @@ class OrderIntake:
             failures = await self._publisher.publish_all(records, timeout=left)
         except asyncio.CancelledError:
             # Cancelled by us and not by the caller: they were handed over, or may have been.
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if calls.is_cancelled():
                 raise
             raise errors.outcome_unknown() from None
         for intake, failure in zip(intakes, failures, strict=True):
-            intake.result = intake.response if failure is None else error_of(failure)
+            intake.result = intake.order if failure is None else error_of(failure)
         if accepted := failures.count(None):
             fault_points.reached("W1")
             _log_accepted(intakes, accepted)
@@ -193,7 +201,9 @@ class OrderIntake:
         try:
             async with asyncio.timeout(self._settings.request_lookup_timeout):
                 return await self._known_requests.find(requests)
-        except (DependencyDown, TimeoutError):
+        except (DependencyDown, TimeoutError, asyncio.CancelledError):
+            if calls.is_cancelled():
+                raise
             self._no_lookup_before = loop.time() + _LOOKUP_BREAK_SECONDS
             log.warning("server.request_lookup.skipped")
             return {}
@@ -243,18 +253,15 @@ def _log_accepted(intakes: Sequence[_Intake], accepted: int) -> None:
         log.info("server.batch.accepted", accepted=accepted, of=len(intakes))
         return
     [intake] = intakes
-    assert intake.response is not None
-    log.info(
-        "server.order.accepted",
-        order_id=intake.response.order.order_id,
-        correlation_id=intake.correlation_id,
-    )
+    assert intake.order is not None
+    log.info("server.order.accepted", order_id=intake.order.order_id, correlation_id=intake.correlation_id)
 
 
-def _created(order: Order) -> CreateOrderResponse:
-    response = CreateOrderResponse(consistency_token=ConsistencyToken(order.order_id, order.revision).encode())
+def _tell(response: CreateOrderResponse, order: Order) -> None:
+    """Answers with the order, and with a token if there is one."""
     response.order.CopyFrom(order)
-    return response
+    if order.order_id:
+        response.consistency_token = ConsistencyToken(order.order_id, order.revision).encode()
 
 
 def _purged(request: CreateOrderRequest, left: Order) -> Order:
@@ -266,9 +273,10 @@ def _purged(request: CreateOrderRequest, left: Order) -> Order:
     return order
 
 
-def _as_if(order: Order) -> CreateOrderResponse:
+def _as_if(order: Order) -> Order:
     """Returns the answer to a request that is only checked: what tells an order from others is left out."""
-    response = CreateOrderResponse(order=order)
-    response.order.ClearField("order_id")
-    response.order.ClearField("etag")
-    return response
+    answer = Order()
+    answer.CopyFrom(order)
+    answer.ClearField("order_id")
+    answer.ClearField("etag")
+    return answer

@@ -15,6 +15,9 @@ _CARD: Final = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12,18}(?![0-9])")
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _MULTILINE: Final = ("exception", "stack")
 
+OURS: Final = ("debug", "info")
+"""Levels of lines that hold ids only, unless they tell of an exception."""
+
 
 def redacted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Takes e-mail addresses, phone and card numbers and tokens out of what we did not word ourselves.
@@ -27,7 +30,7 @@ def redacted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def redacted_unless_ours(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """Does so with our own lines, but for those up to info, which hold ids only."""
-    ours = event.get("level") in ("debug", "info") and "exception" not in event
+    ours = event.get("level") in OURS and "exception" not in event
     return event if ours else redacted(logger, name, event)
 
 

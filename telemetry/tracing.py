@@ -54,9 +54,20 @@ def is_on() -> bool:
 # -- context -----------------------------------------------------------------------------------------------------------
 
 
+_told: tuple[Context | None, list[tuple[str, bytes | None]]] = None, []
+"""The context that headers were made of last, and they: all orders of a batch are in one. Contexts do not change."""
+
+
 def context_headers(span: "Span") -> list[tuple[str, bytes | None]]:
     """Returns the context of a span as headers; where none is recorded, the current one."""
     context = span.context or otel_context.get_current()
+    global _told
+    if context is not _told[0]:
+        _told = context, _headers(context)
+    return [*_told[1]]
+
+
+def _headers(context: Context) -> list[tuple[str, bytes | None]]:
     own = trace.get_current_span(context).get_span_context()
     if len(context) == 1 and own.is_valid and not own.trace_state:  # every record comes by here: no more than it takes
         return [("traceparent", _traceparent(own).encode())]

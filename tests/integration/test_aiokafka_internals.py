@@ -123,6 +123,53 @@ async def test_a_transactional_request_that_is_sent_again_is_noticed(kafka: Kafk
         assert resent == [1], "what goes well is not told"
 
 
+async def test_an_added_record_is_one_that_was_sent(kafka: KafkaSettings) -> None:
+    topic, headers = topics.NOTIFICATIONS.name, [("ce_type", b"told")]
+    async with engines.tail(kafka, topics.NOTIFICATIONS) as tail:
+        producer = clients.idempotent_producer(kafka, client_id="tests")
+        await producer.start()
+        assert aiokafka_internals.add(producer, topic, key=b"k", value=b"early", headers=[]) is None, "no metadata yet"
+        await producer.send_and_wait(topic, key=b"k", value=b"sent", headers=headers)
+        first = aiokafka_internals.add(producer, topic, key=b"k", value=b"added", headers=headers)
+        second = aiokafka_internals.add(producer, topic, key=b"k", value=b"with it", headers=[])
+        assert first is not None
+        assert second is first, "a batch is acknowledged as one"
+        assert not first.done()
+        await asyncio.wait([first], timeout=10)
+        assert first.exception() is None
+        await producer.send_and_wait(topic, key=b"k", value=b"sent after", headers=headers)
+        await tail.until(lambda: len(tail.records) == 4, "all are there")
+        assert [each.value for each in tail.records] == [b"sent", b"added", b"with it", b"sent after"]
+        assert len({each.partition for each in tail.records}) == 1
+        assert [len(each.headers) for each in tail.records] == [1, 1, 0, 1]
+        await producer.stop()
+    assert aiokafka_internals.add(producer, topic, key=b"k", value=b"late", headers=[]) is None, "it is closed"
+
+
+async def test_a_record_that_must_wait_or_be_refused_is_not_added(kafka_broker: KafkaBroker) -> None:
+    topic = topics.NOTIFICATIONS.name
+    producer = clients.idempotent_producer(engines.kafka_settings(kafka_broker), client_id="tests")
+    await producer.start()
+    await producer.send_and_wait(topic, key=b"k", value=b"it knows the partitions now")
+    kafka_broker.suspend()
+    try:
+        on_its_way = aiokafka_internals.add(producer, topic, key=b"k", value=b"first", headers=[])
+        assert on_its_way is not None
+        await asyncio.sleep(0)  # whether it is taken by now or not, the next ones fill a batch
+        large = bytes(100 * 1024)
+        added = [aiokafka_internals.add(producer, topic, key=b"k", value=large, headers=[]) for _ in range(10)]
+        assert 1 <= len([each for each in added if each is not None]) <= 4
+        assert added[-1] is None, "no room"
+        too_large = bytes(producer._max_request_size)
+        assert aiokafka_internals.add(producer, topic, key=b"other", value=too_large, headers=[]) is None
+    finally:
+        kafka_broker.resume()
+    waited_for = {each for each in (on_its_way, *added) if each is not None}
+    await asyncio.wait(waited_for, timeout=10)
+    assert [each.exception() for each in waited_for] == [None] * len(waited_for)
+    await producer.stop()
+
+
 async def test_a_producer_is_discarded_in_any_state(kafka: KafkaSettings) -> None:
     name = a_group()
     never_started = transactional(kafka, name)

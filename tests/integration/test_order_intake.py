@@ -54,9 +54,12 @@ class Counting(KnownRequests):
     """Counts the look-ups."""
 
     asked = 0
+    cancels_itself = False
 
     async def find(self, requests: Collection[tuple[str, str]]) -> Any:
         self.asked += 1
+        if self.cancels_itself:
+            raise asyncio.CancelledError
         return await super().find(requests)
 
 
@@ -203,6 +206,13 @@ async def test_request_ids_of_a_batch_are_looked_up_and_agree_with_single_calls(
     assert response.results[0].created.order.revision == 1
     again = of(tail, {first.request_id, second.request_id, new.request_id})
     assert len(again) == 3, "neither the repeat nor the refused one is published"
+
+
+async def test_a_look_up_that_is_cancelled_inside_holds_no_order_up(server: Ingress) -> None:
+    server.known.cancels_itself = True
+    created = await server.stub.CreateOrder(a_request(request_id=an_id()), timeout=10)
+    assert created.order.revision == 1
+    assert server.known.asked == 1
 
 
 async def test_a_batch_that_is_wrong_as_such_is_refused_whole(server: Ingress, kafka: KafkaSettings) -> None:

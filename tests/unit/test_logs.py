@@ -81,6 +81,20 @@ def test_a_line_that_cannot_be_written_fails_nothing(lines: io.StringIO) -> None
     assert [line["event"] for line in written(lines)] == ["written"]
 
 
+def test_what_others_worded_is_redacted_whatever_the_level(lines: io.StringIO) -> None:
+    """Warnings may quote an error, and a traceback is one, also of a line that would else hold ids only."""
+    logs.get().warning("process.unretrieved", message="Bounced: ada@example.com")
+    try:
+        raise ValueError("no such user: ada@example.com")
+    except ValueError:
+        logs.get().info("process.unretrieved", exc_info=True)
+    warned, told = written(lines)
+    assert warned["message"] == "Bounced: [redacted]"
+    assert "exc_info" not in told
+    assert "no such user: [redacted]" in str(told["exception"])
+    assert "ada@example.com" not in lines.getvalue()
+
+
 def test_what_is_below_the_level_is_not_written(lines: io.StringIO) -> None:
     structlog.get_logger().debug("too small")
     assert written(lines) == []

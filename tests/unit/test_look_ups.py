@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from unittest.mock import ANY
 
 import pytest
 
@@ -52,6 +53,43 @@ async def test_a_query_that_fails_fails_those_who_share_it_and_nobody_else() -> 
     with pytest.raises(RuntimeError, match="broken"):
         await look_ups.look_all([2, 13])
     assert await look_ups.look(2) == 4
+
+
+async def test_a_cancellation_inside_leaves_nobody_waiting() -> None:
+    """CancelledError of something in the query, while nobody cancelled: those who share it see it, the others go on."""
+    began, may_fail = asyncio.Event(), asyncio.Event()
+
+    async def query(keys: Collection[int]) -> dict[int, int]:
+        if 2 in keys:
+            began.set()
+            await may_fail.wait()
+            raise asyncio.CancelledError
+        return {key: 2 * key for key in keys}
+
+    look_ups: Gathering[int, int] = Gathering(query)
+    first = asyncio.create_task(look_ups.look(2))
+    await began.wait()
+    next_one = asyncio.create_task(look_ups.look(4))
+    await asyncio.sleep(0)
+    may_fail.set()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(first, next_one, return_exceptions=True) == [ANY, 8]
+    assert first.cancelled()
+
+
+async def test_who_waits_for_look_ups_that_end_is_cancelled() -> None:
+    store = Store()
+    store.open.clear()
+    look_ups: Gathering[int, int] = Gathering(store)
+    asked_for = [asyncio.create_task(look_ups.look(2))]
+    await asked(store)
+    asked_for.append(asyncio.create_task(look_ups.look(4)))
+    await asyncio.sleep(0)
+    assert look_ups._task is not None
+    look_ups._task.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait(asked_for)
+    assert [each.cancelled() for each in asked_for] == [True, True]
 
 
 async def test_who_gave_up_is_not_asked_for() -> None:
