@@ -189,7 +189,11 @@ async def _engines() -> None:
     from devstack.postgres import PostgresServer
 
     kafka = KafkaBroker(
-        _DIRECTORY / "kafka", KAFKA_PORT, _KAFKA_CONTROLLER_PORT, classpath=await asyncio.to_thread(ensure_jars)
+        _DIRECTORY / "kafka",
+        KAFKA_PORT,
+        _KAFKA_CONTROLLER_PORT,
+        classpath=await asyncio.to_thread(ensure_jars),
+        full_speed=True,
     )
     postgres = PostgresServer(_DIRECTORY / "postgres", _POSTGRES_PORT)
     kafka.start()

@@ -1,29 +1,37 @@
 """Runs a process of the system as `orderflow run` does, with what a bench replaces: `python -m bench.role ROLE`.
 
---partitions is how many the topics of orders, payments and notifications have. E-mails go to a channel that accepts
-them at once: what is measured is this system, not a mail server.
+--prefix is what the names of the run's topics begin with, and --partitions how many those of orders, payments and
+notifications have. E-mails go to a channel that accepts them at once: what is measured is this system, not a mail
+server.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
-import workers.app
+# Of the project nothing but the catalogue before it says what it has to: others take from it what it has.
 from messaging import topics
-from settings import EmailSettings
-from workers.channels.channel import Message
+from messaging.topics import Topic
 
+if TYPE_CHECKING:
+    from settings import EmailSettings
+    from workers.channels.channel import Message
+
+WITH_MAIL: Final = "notification-email"
 SHIPPED: Final = topics.ORDERS.partitions
 """How many partitions the catalogue has by itself."""
 _SPREAD: Final = (topics.ORDERS, topics.PAYMENTS, topics.NOTIFICATIONS)
+_NAMES: Final = tuple(topic.name for topic in topics.ALL)
+_RETRY_TOPICS: Final = topics.retry_topics
 
 
 class NoMail:
     """A channel that accepts everything at once."""
 
-    async def send(self, message: Message) -> str:
+    async def send(self, message: "Message") -> str:
         """Accepts the message."""
         return message.message_id
 
@@ -32,35 +40,48 @@ class NoMail:
 
 
 @contextlib.contextmanager
-def partitions(count: int) -> Iterator[None]:
-    """Has the catalogue say, in this process and meanwhile, that topics have so many."""
-    _set(count)
+def catalogue(prefix: str, partitions: int) -> Iterator[None]:
+    """Has the catalogue of this process say, meanwhile, that topics have these names and so many partitions."""
+    _set(prefix, partitions)
     try:
         yield
     finally:
-        _set(SHIPPED)
+        _set("", SHIPPED)
 
 
-def _set(count: int) -> None:
-    for topic in _SPREAD:  # everybody holds the same objects, which are made to last
-        object.__setattr__(topic, "partitions", count)
+def _set(prefix: str, partitions: int) -> None:
+    def retry_topics(group: str, delays: Sequence[int]) -> tuple[Topic, ...]:
+        return tuple(dataclasses.replace(each, name=prefix + each.name) for each in _RETRY_TOPICS(group, delays))
+
+    for topic, name in zip(topics.ALL, _NAMES, strict=True):  # everybody holds the same objects, made to last
+        object.__setattr__(topic, "name", prefix + name)
+    for topic in _SPREAD:
+        object.__setattr__(topic, "partitions", partitions)
+    topics.retry_topics = retry_topics
 
 
-def _no_mail(_: EmailSettings) -> NoMail:
-    return NoMail()
+def _without_mail() -> None:
+    import workers.app
+
+    def no_mail(_: "EmailSettings") -> NoMail:
+        return NoMail()
+
+    workers.app.email_channel = no_mail  # type: ignore[assignment]
 
 
 def main() -> None:
     """Runs from the command line."""
-    from cli.main import main as orderflow
-
     parser = argparse.ArgumentParser(prog="python -m bench.role", description="A process of the system, for the bench.")
     parser.add_argument("role")
+    parser.add_argument("--prefix", default="")
     parser.add_argument("--partitions", type=int, default=SHIPPED)
     options = parser.parse_args()
-    workers.app.email_channel = _no_mail  # type: ignore[assignment]
-    sys.argv = ["orderflow", "run", options.role]
-    with partitions(options.partitions):
+    with catalogue(options.prefix, options.partitions):
+        if options.role == WITH_MAIL:
+            _without_mail()
+        from cli.main import main as orderflow
+
+        sys.argv = ["orderflow", "run", options.role]
         orderflow()
 
 

@@ -10,7 +10,6 @@ from typing import Any, Final
 import asyncpg
 import pydantic
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
 from bench import role as replaced
 from bench.usage import Meter, cpu_seconds, resident_mib
@@ -19,7 +18,6 @@ from devstack.ports import LOOPBACK, free_ports
 from devstack.process import ManagedProcess
 from devstack.system import Ports, System
 from messaging import clients
-from messaging.topics import GROUPS, all_topics
 from settings import DatabaseSettings, KafkaSettings
 
 GATEWAY_SECONDS: Final = 0.05
@@ -34,8 +32,6 @@ _SETTINGS: Final = {
 }
 KAFKA: Final = "kafka"
 POSTGRES: Final = "postgres"
-_WITH_MAIL: Final = "notification-email"
-_FORGET_SECONDS: Final = 30.0
 _LISTEN_SECONDS: Final = 20.0
 _LAST_LINES: Final = 6
 
@@ -53,8 +49,9 @@ class BenchSystem(System):
     """
 
     def __init__(self, directory: pathlib.Path, note: Callable[[str], None]) -> None:
-        super().__init__(directory, Ports.chosen(), settings=_SETTINGS, note=note)
-        self.partitions = replaced.SHIPPED
+        super().__init__(directory, Ports.chosen(), settings=_SETTINGS, note=note, full_speed=True)
+        self._runs = 0
+        self._prefix, self._partitions = "", replaced.SHIPPED
 
     # -- settings ----------------------------------------------------------------------------------------------------
 
@@ -89,8 +86,11 @@ class BenchSystem(System):
     @contextlib.asynccontextmanager
     async def fresh(self, *, partitions: int = replaced.SHIPPED) -> AsyncIterator[None]:
         """Gives the body a system without an order and without processes; ends the processes that it started."""
-        with replaced.partitions(partitions):
-            self.partitions = partitions
+        # A name is never used again: of a topic that is made anew under the name of a deleted one, Kafka and its
+        # clients may still know offsets, transactions and the id of the old one.
+        self._runs += 1
+        self._prefix, self._partitions = f"run{self._runs}.", partitions
+        with replaced.catalogue(self._prefix, partitions):
             await self._forget_everything()
             await self.set_up()
             try:
@@ -107,23 +107,9 @@ class BenchSystem(System):
         finally:
             await connection.close(timeout=5)
         async with self._admin() as admin:
-            names = [topic.name for topic in all_topics(self.kafka_settings.retry_delay_seconds)]
-            present = [name for name in await admin.list_topics() if name in names]
-            if present:
-                await admin.delete_topics(present)
-            async with asyncio.timeout(_FORGET_SECONDS):
-                while await self._remembers(admin, names):  # noqa: ASYNC110 - no event tells
-                    await asyncio.sleep(0.05)
-
-    async def _remembers(self, admin: AIOKafkaAdminClient, names: list[str]) -> bool:
-        """Whether Kafka still has a topic of the last run, or an offset in it."""
-        if {*names} & {*await admin.list_topics()}:
-            return True
-        for group in GROUPS:
-            with contextlib.suppress(KafkaError):
-                if await admin.list_consumer_group_offsets(group):
-                    return True
-        return False
+            left = [name for name in await admin.list_topics() if not name.startswith("__")]
+            if left:
+                await admin.delete_topics(left)
 
     @contextlib.asynccontextmanager
     async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
@@ -169,10 +155,7 @@ class BenchSystem(System):
         self._start(role, role, settings or {})
 
     def _start(self, role: str, name: str, settings: Mapping[str, str]) -> None:
-        if role == _WITH_MAIL or self.partitions != replaced.SHIPPED:
-            program = ["-m", "bench.role", role, "--partitions", str(self.partitions)]
-        else:
-            program = ["-m", "cli", "run", role]
+        program = ["-m", "bench.role", role, "--prefix", self._prefix, "--partitions", str(self._partitions)]
         self._spawn(name, program, {**self.environment(role), **settings})
 
     def start_program(self, name: str, arguments: list[str]) -> ManagedProcess:

@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from devstack import kafka_fence, kafka_properties, leftover
+from devstack import kafka_aot, kafka_fence, kafka_properties, leftover
 from devstack.errors import DevstackError
 from devstack.java import java_executable
 from devstack.kafka_properties import Member
@@ -22,8 +22,9 @@ from devstack.process import ManagedProcess, run_to_end
 _FORMAT_SECONDS = 60
 _ANSWER_SECONDS = 5
 _POLL_SECONDS = 0.05
-# For a JVM that lives a second: what the better compiler would win, it does not live to see.
-_SHORT = ("-XX:TieredStopAtLevel=1",)
+# The first of two compilers only: what the better one would win, a JVM that lives for minutes hardly sees, and while it
+# compiles it takes a core from everybody else.
+_QUICK = ("-XX:TieredStopAtLevel=1",)
 
 
 class KafkaBroker:
@@ -36,6 +37,7 @@ class KafkaBroker:
         classpath: what `ensure_jars` returned.
         java: the java program; None takes `java_executable()`.
         heap_mb: the most heap it may take.
+        full_speed: whether it is compiled as a broker of production is, which takes a minute of load and pays later.
         proxied: a second port to listen on, and the port of the proxy before it, which its clients are told to use.
         member: its place in a cluster of several; None is a cluster of this one.
     """
@@ -49,6 +51,7 @@ class KafkaBroker:
         classpath: str,
         java: Path | None = None,
         heap_mb: int = 512,
+        full_speed: bool = False,
         proxied: tuple[int, int] | None = None,
         member: Member | None = None,
     ) -> None:
@@ -59,6 +62,7 @@ class KafkaBroker:
         self._classpath = classpath
         self._java = java
         self._heap_mb = heap_mb
+        self._options = () if full_speed else _QUICK
         self._proxied = proxied
         self._member = member
         self._data = self.directory / "data"
@@ -128,7 +132,7 @@ class KafkaBroker:
             directory=self.directory,
             data=self._data,
             port=self.controller_port,
-            command=[*self._java_command(*_SHORT), "kafka.Kafka"],
+            command=[*self._java_command(*_QUICK), "kafka.Kafka"],
         )
 
     def start(self) -> None:
@@ -138,7 +142,7 @@ class KafkaBroker:
         self._prepared = False
         self._process = ManagedProcess(
             self.name,
-            [*self._java_command(), "kafka.Kafka", str(self._properties)],
+            [*self._java_command(*self._options), "kafka.Kafka", str(self._properties)],
             self.log_file,
             pid_file=self._pid_file,
         )
@@ -182,8 +186,10 @@ class KafkaBroker:
             self._process.resume()
 
     def _java_command(self, *options: str) -> list[str]:
+        java = java_executable(self._java)
         return [
-            str(java_executable(self._java)),
+            str(java),
+            *kafka_aot.options(java, self._classpath),
             *options,
             f"-Xms{min(256, self._heap_mb)}m",
             f"-Xmx{self._heap_mb}m",
@@ -199,7 +205,7 @@ class KafkaBroker:
         shutil.rmtree(self._data, ignore_errors=True)
         self._data.mkdir()
         cluster_id = new_cluster_id() if self._member is None else self._member.cluster_id
-        command = [*self._java_command(*_SHORT), "kafka.tools.StorageTool", "format"]
+        command = [*self._java_command(*_QUICK), "kafka.tools.StorageTool", "format"]
         # In one word, because an id may begin with a dash.
         command += [f"--cluster-id={cluster_id}", "-c", str(self._properties)]
         run_to_end(f"formatting {self._data} for {self.name}", command, deadline_seconds=_FORMAT_SECONDS)

@@ -16,9 +16,10 @@ import asyncpg
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from devstack import catalogue
+from devstack import catalogue, kafka_aot
 from devstack.errors import DevstackError
 from devstack.jars import ensure_jars
+from devstack.java import java_executable
 from devstack.kafka import KafkaBroker
 from devstack.kafka_cluster import KafkaCluster
 from devstack.ports import LOOPBACK, free_ports, require_free
@@ -168,12 +169,15 @@ class System:
         roles: tuple[str, ...] = ROLES,
         stripe: StripeStandIn | None = None,
         note: Note = lambda _: None,
+        full_speed: bool = False,
     ) -> None:
         """`settings` are ORDERFLOW_* variables beside the system's own; `note` is told of each slow step.
 
-        `roles` are what `start` starts; `stripe` has it pay through the stand-in of Stripe.
+        `roles` are what `start` starts; `stripe` has it pay through the stand-in of Stripe; `full_speed` is
+        KafkaBroker's, of a single one.
         """
         self._stripe = stripe
+        self._full_speed = full_speed
         self.directory = directory.absolute()
         self.ports = ports
         self._settings = settings or {}
@@ -257,17 +261,19 @@ class System:
             DevstackError: a part did not start; the text says which, and shows the end of its log.
         """
         self.ports.require_free()
-        await self.launch_engines()
-        for stand_in in STAND_INS:
-            self.start_stand_in(stand_in)
-        for role in self.roles:
-            self.start_role(role)  # they wait by themselves for what is not there yet
+        await self.launch_engines(meanwhile=self._start_processes)
         await self.wait_engines()
         await self.set_up()
         await self.wait_healthy(self.roles)
 
-    async def launch_engines(self) -> None:
-        """Starts Kafka and PostgreSQL.
+    def _start_processes(self) -> None:
+        for stand_in in STAND_INS:
+            self.start_stand_in(stand_in)
+        for role in self.roles:
+            self.start_role(role)  # they wait by themselves for what is not there yet
+
+    async def launch_engines(self, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Starts Kafka and PostgreSQL; `meanwhile` is called while Kafka's storage is made ready.
 
         Raises:
             DevstackError: among others, the data is that of another number of brokers.
@@ -279,11 +285,22 @@ class System:
         self._note("starting Kafka and PostgreSQL" if count == 1 else f"starting {count} Kafka brokers and PostgreSQL")
         folder = self.directory / KAFKA_FOLDERS[count]
         if count == 1:
-            self.kafka = KafkaBroker(folder, self.ports.kafka, self.ports.kafka_controller, classpath=classpath)
+            self.kafka = KafkaBroker(
+                folder,
+                self.ports.kafka,
+                self.ports.kafka_controller,
+                classpath=classpath,
+                full_speed=self._full_speed,
+            )
         else:
             self.kafka = KafkaCluster(folder, self.ports.brokers, classpath=classpath)
-        self.kafka.start()
+        if kafka_aot.is_missing(java_executable(), classpath):
+            self._note("making Kafka start quickly, once: a quarter of a minute")
         self.postgres.start()
+        preparing = asyncio.create_task(asyncio.to_thread(self.kafka.prepare))
+        meanwhile()
+        await preparing
+        self.kafka.start()
 
     def _refuse_data_of_others(self, count: int) -> None:
         """PostgreSQL knows its groups and positions: with another Kafka beside it they would be taken for lost."""
