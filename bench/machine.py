@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Final
 
@@ -31,13 +32,19 @@ def facts() -> dict[str, Any]:
     }
 
 
-def line(machine: dict[str, Any]) -> str:
-    """Returns them as a sentence for people."""
+def line(machines: Sequence[dict[str, Any]]) -> str:
+    """Returns the facts of all runs as a sentence for people."""
+
+    def every(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(each[name]) for each in machines))
+
+    days = ", ".join(sorted({each["time"][:10] for each in machines}))
+    loads = [each["load"] for each in machines if each["load"] is not None]
+    load = f"; load average before the runs {min(loads):.2f} to {max(loads):.2f}" if loads else ""
     return (
-        f"{machine['time'][:10]}, commit {machine['commit']}: {machine['cores']} cores ({machine['processor']}), "
-        f"{machine['memory_gib']} GiB, {machine['system']}; Python {machine['python']}, grpcio {machine['grpcio']}, "
-        f"aiokafka {machine['aiokafka']}, asyncpg {machine['asyncpg']}, Kafka {machine['kafka']}, "
-        f"PostgreSQL {machine['postgresql']}; load average before it {machine['load']:.2f}."
+        f"{days}, commit {every('commit')}: {every('cores')} cores ({every('processor')}), {every('memory_gib')} GiB, "
+        f"{every('system')}; Python {every('python')}, grpcio {every('grpcio')}, aiokafka {every('aiokafka')}, "
+        f"asyncpg {every('asyncpg')}, Kafka {every('kafka')}, PostgreSQL {every('postgresql')}{load}."
     )
 
 

@@ -55,31 +55,34 @@ class Measured:
     lines: dict[str, Line] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload(Generic[Size]):
-    """A workload: what it is, how it runs at a size, and what its figures mean.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What figures mean, and what is shown of them: `bars` in a plot that has no `lines`."""
 
-    `bars` are the figures that its plot shows where it has no `lines`.
-    """
-
-    name: str
     about: str
-    measure: Callable[["BenchSystem", Size], Awaitable[Measured]]
-    full: Size
-    short: Size
     figures: tuple[Figure, ...]
     ratios: tuple[Ratio, ...] = ()
     bars: tuple[str, ...] = ()
     lines: Lines | None = None
 
 
-def report(workload: Workload[Any], runs: Sequence[Measured]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload(Meaning, Generic[Size]):
+    """A workload: what it is, and how it runs at a size."""
+
+    name: str
+    measure: Callable[["BenchSystem", Size], Awaitable[Measured]]
+    full: Size
+    short: Size
+
+
+def report(meaning: Meaning, runs: Sequence[Measured]) -> dict[str, Any]:
     """Returns a workload's part of the results."""
     return {
-        "about": workload.about,
+        "about": meaning.about,
         "figures": {
             each.name: {"text": each.text, "unit": each.unit, **_summary([run.figures[each.name] for run in runs])}
-            for each in workload.figures
+            for each in meaning.figures
         },
         "ratios": {
             each.name: {
@@ -89,12 +92,23 @@ def report(workload: Workload[Any], runs: Sequence[Measured]) -> dict[str, Any]:
                 "aim": each.aim,
                 **_summary([_over(run.figures[each.over], run.figures[each.under]) for run in runs]),
             }
-            for each in workload.ratios
+            for each in meaning.ratios
         },
-        "bars": workload.bars,
-        "lines": None if workload.lines is None else dataclasses.asdict(workload.lines),
+        "bars": meaning.bars,
+        "lines": None if meaning.lines is None else dataclasses.asdict(meaning.lines),
         "points": [run.lines for run in runs],
     }
+
+
+def measured_before(meaning: Meaning, part: dict[str, Any]) -> list[Measured]:
+    """Returns the runs that a part of results is of; none where it has other figures than the workload has now."""
+    figures = part.get("figures", {})
+    if figures.keys() != {each.name for each in meaning.figures}:
+        return []
+    return [
+        Measured({name: figure["values"][number] for name, figure in figures.items()}, lines)
+        for number, lines in enumerate(part["points"])
+    ]
 
 
 def _over(over: float, under: float) -> float:

@@ -1,12 +1,15 @@
 """What the bench takes for a result: nothing lost, doubled or wrong; medians, spreads and ratios; tables and plots."""
 
+import dataclasses
+import json
+import pathlib
 import types
 import uuid
 from typing import Any
 
 import pytest
 
-from bench import table
+from bench import kept, peers, table
 from bench.orders import ends_as, is_declined
 from bench.results import Figure, Measured, Ratio, Workload, WrongResultError, report
 from bench.topics import Ends, Notifications
@@ -104,12 +107,94 @@ def test_median_spread_and_verdict(bounds: dict[str, float], verdict: str) -> No
     assert part["figures"]["slow"]["median"] == 3
     assert part["figures"]["slow"]["spread"] == pytest.approx(1.0)
     assert part["ratios"]["r"]["values"] == [0.2, 0.3, 0.5]
-    told = table.text({"machine": MACHINE, "size": "full", "runs": 3, "workloads": {"some": part}})
+    told = table.text({"size": "full", "workloads": {"some": {**part, "machines": [MACHINE] * 3}}})
+    assert "medians of 3 runs" in told
     [row] = [line for line in told.splitlines() if "slow over fast" in line]
     cells = [cell.strip() for cell in row.split("|")]
     assert (cells[3], cells[4], cells[6]) == ("0.30", "100%", verdict)
 
 
 def test_a_workload_that_failed_is_told() -> None:
-    results = {"machine": MACHINE, "size": "full", "runs": 3, "workloads": {"some": {"error": "WrongResultError('x')"}}}
+    results = {"size": "full", "workloads": {"some": {"errors": ["WrongResultError('x')"]}}}
     assert "some FAILED: WrongResultError('x')" in table.text(results)
+
+
+# -- results that are gone on with -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "ALL", {"some": a_workload(least=0.2)})
+
+
+@pytest.mark.usefixtures("one_workload")
+def test_the_next_start_goes_on_from_the_runs_and_errors_that_are_there(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "results.json"
+    first = kept.Kept("full", file)
+    first.add("some", Measured({"fast": 10, "slow": 2}, {"line": [(1.0, 2.0)]}), {**MACHINE, "commit": "one"})
+    first.fail("some", "WrongResultError('x')")
+
+    second = kept.Kept("full", file)
+    assert [run.figures for run in second.runs("some")] == [{"fast": 10, "slow": 2}]
+    second.add("some", Measured({"fast": 10, "slow": 4}, {"line": [(1.0, 3.0)]}), {**MACHINE, "commit": "two"})
+
+    results = kept.Kept("full", file).results
+    assert results["workloads"]["some"]["ratios"]["r"]["values"] == [0.2, 0.4]
+    assert results["workloads"]["some"]["points"] == [{"line": [[1.0, 2.0]]}, {"line": [[1.0, 3.0]]}]
+    told = table.text(results)
+    assert "commit one, two" in told
+    assert "some FAILED: WrongResultError('x')" in told
+
+
+@pytest.mark.usefixtures("one_workload")
+def test_results_of_another_size_or_of_other_figures_are_not_gone_on_with(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "results.json"
+    kept.Kept("full", file).add("some", Measured({"fast": 10, "slow": 2}), MACHINE)
+    with pytest.raises(ValueError, match="has results of size full, not short"):
+        kept.Kept("short", file)
+    other = dataclasses.replace(a_workload(), figures=(Figure("fast", "fast one", "1/s"),), ratios=())
+    monkeypatch.setattr(kept, "ALL", {"some": other})
+    assert kept.Kept("full", file).runs("some") == []
+
+
+# -- other implementations ---------------------------------------------------------------------------------------------
+
+
+def drained(impl: str, steady_per_s: float, cpu: float, **fields: Any) -> str:
+    line = {"impl": impl, "workload": "w2", "steady_per_s": steady_per_s, "cpu_s_per_1000_orders": cpu, "errors": 0}
+    return json.dumps(line | {"orders_per_s": 1.0, "p50_ms": None} | fields)
+
+
+def test_each_run_is_compared_with_the_same_run_of_the_others(tmp_path: pathlib.Path) -> None:
+    runs = []
+    for number, (ours, tuned) in enumerate(((8_000, 10_000), (10_000, 10_000), (6_000, 12_000))):
+        runs.append(tmp_path / f"{number}.jsonl")
+        runs[-1].write_text(drained("go-tuned", tuned, 0.03) + "\n" + drained("orderflow", ours, 0.15) + "\n")
+    part = peers.compared(runs, None)["workloads"]["peers-drain"]
+    assert part["ratios"]["orderflow.steady_per_s.go-tuned"]["values"] == [0.8, 1.0, 0.5]
+    assert part["ratios"]["orderflow.cpu_s_per_1000_orders.go-tuned"]["values"] == [5, 5, 5]
+    assert not any("py-faststream" in name for name in (*part["ratios"], *part["figures"]))
+    told = table.text({"size": "full", "workloads": {"peers-drain": part}})
+    assert "| peers-drain | drain, orderflow over Go tuned | 0.80 | 62% | at least 0.8, aim 1 | met |" in told
+
+
+def test_the_batches_of_the_bench_stand_against_the_single_calls_of_others(tmp_path: pathlib.Path) -> None:
+    lines, batch = tmp_path / "peers.jsonl", tmp_path / "results.json"
+    placed = {"impl": "go-tuned", "workload": "w1", "orders_per_s": 20_000, "errors": 0}
+    lines.write_text(json.dumps(placed) + "\n")
+    batch.write_text(json.dumps({"workloads": {"batch": {"figures": {"orders_per_s": {"values": [30_000, 1]}}}}}))
+    part = peers.compared([lines], batch)["workloads"]["peers-ingress"]
+    assert part["ratios"]["batch"]["values"] == [1.5]
+
+
+def test_peers_that_fail_or_ran_more_often_than_others_are_told(tmp_path: pathlib.Path) -> None:
+    lines = tmp_path / "peers.jsonl"
+    lines.write_text(drained("go-tuned", 1, 1, errors=2) + "\n" + drained("orderflow", 1, 1) + "\n")
+    assert peers.compared([lines], None)["workloads"]["peers-drain"]["errors"] == ["go-tuned: 2 errors"]
+    lines.write_text(lines.read_text() + drained("orderflow", 1, 1) + "\n")
+    with pytest.raises(ValueError, match="not as many runs of each"):
+        peers.compared([lines], None)
+    lines.write_text(json.dumps({"impl": "go-tuned", "workload": "w2", "orders_per_s": None, "error": "gone"}) + "\n")
+    assert peers.compared([lines], None)["workloads"]["peers-drain"]["errors"] == ["go-tuned: gone"]
