@@ -36,8 +36,9 @@ def draw(results: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
 def _lines(name: str, workload: dict[str, Any]) -> str:
     runs = workload["points"]
     points = [point for run in runs for line in run.values() for point in line]
-    x, x_ticks = _scale([each[0] for each in points], _LEFT, _WIDTH - _RIGHT, zero=False)
-    y, y_ticks = _scale([each[1] for each in points], _HEIGHT - _BOTTOM, _TOP, zero=True)
+    is_even = workload["lines"]["is_even"]
+    x, x_ticks = _scale([each[0] for each in points], _LEFT, _WIDTH - _RIGHT, zero=is_even, is_even=is_even)
+    y, y_ticks = _scale([each[1] for each in points], _HEIGHT - _BOTTOM, _TOP, zero=True, is_even=is_even)
     parts = [
         _text(_WIDTH / 2, _HEIGHT - 8, workload["lines"]["x"], anchor="middle"),
         _text(8, 32, workload["lines"]["y"]),
@@ -76,10 +77,15 @@ def _bars(name: str, workload: dict[str, Any]) -> str:
     return _picture(name, _TOP + _BAR_HEIGHT * len(figures) + 12, parts)
 
 
-def _scale(values: Sequence[float], start: float, end: float, *, zero: bool) -> tuple[Scale, list[float]]:
-    """Returns where a value stands between two places, and the values to mark. Far apart ones stand by their powers."""
+def _scale(
+    values: Sequence[float], start: float, end: float, *, zero: bool, is_even: bool = False
+) -> tuple[Scale, list[float]]:
+    """Returns where a value stands between two places, and the values to mark.
+
+    Far apart ones stand by their powers, unless `is_even`.
+    """
     least, most = min(values), max(values)
-    if least > 0 and most / least >= _LOG_FROM:
+    if not is_even and least > 0 and most / least >= _LOG_FROM:
         low, high = math.log10(least), math.log10(most)
         powers = range(math.ceil(low - 0.01), math.floor(high + 0.01) + 1)
         return lambda value: start + (math.log10(value) - low) / (high - low) * (end - start), [10.0**n for n in powers]

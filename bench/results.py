@@ -41,10 +41,11 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """What a plot of lines shows."""
+    """What a plot of lines shows. Values that are far apart stand by their powers, unless `is_even`."""
 
     x: str
     y: str
+    is_even: bool = False
 
 
 @dataclasses.dataclass

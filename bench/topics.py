@@ -17,7 +17,7 @@ from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 
 IDLE_SECONDS: Final = 60.0
 """The system has stopped if nothing arrives for so long."""
-_LATE_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.01
 
 

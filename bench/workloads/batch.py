@@ -65,19 +65,19 @@ class BatchCaller:
         await asyncio.gather(*(caller() for _ in range(_CALLERS)))
         return time.perf_counter() - began
 
-    def order_ids(self) -> set[str]:
-        """Returns the ids of the orders that were accepted.
+    def tokens(self) -> dict[str, str]:
+        """Returns the consistency token of each order that was accepted, by its id.
 
         Raises:
             WrongResultError: one was not.
         """
-        ids = set[str]()
+        tokens: dict[str, str] = {}
         for answer in self.answers:
             for result in BatchCreateOrdersResponse.FromString(answer).results:
                 if not result.HasField("created"):
                     raise WrongResultError(f"an order was refused: {result.error.message}")
-                ids.add(result.created.order.order_id)
-        return ids
+                tokens[result.created.order.order_id] = result.created.consistency_token
+        return tokens
 
 
 async def measure(system: BenchSystem, size: Size) -> Measured:
@@ -95,7 +95,7 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
             meter, spent = system.meter(), time.process_time()
             seconds = await caller.call_all(requests)
             cpu, spent = meter.read(), time.process_time() - spent
-        accepted = len(caller.order_ids())
+        accepted = len(caller.tokens())
         if accepted != size.warmup + size.orders:
             raise WrongResultError(f"{size.warmup + size.orders} orders were placed, {accepted} accepted")
         await check_stored(system, accepted)

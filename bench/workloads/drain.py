@@ -183,5 +183,5 @@ WORKLOAD = Workload(
         Ratio("of_postgres", "drain over PostgreSQL alone", "orders_per_s", "inserted_per_s"),
         Ratio("projected", "drain with the projector over without", "projected_orders_per_s", "orders_per_s"),
     ),
-    lines=Lines("seconds", "orders that have ended"),
+    lines=Lines("seconds", "orders that have ended", is_even=True),
 )

@@ -64,7 +64,7 @@ WORKLOAD = Workload(
     about=(__doc__ or "").strip(),
     measure=measure,
     full=Size(orders=(10_000, 100_000, 1_000_000), middle=100_000, partitions=(3, 12), processes=(1, 2, 4)),
-    short=Size(orders=(60,), middle=60, partitions=(3, 12), processes=(1, 2)),
+    short=Size(orders=(60,), middle=60, partitions=(12,), processes=(1, 2)),
     figures=(
         Figure("fewest_cpu_ms", "CPU of the workers, 10,000 orders waiting", "ms/order"),
         Figure("most_cpu_ms", "CPU of the workers, 1,000,000 orders waiting", "ms/order"),

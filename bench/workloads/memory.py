@@ -60,7 +60,7 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
             for first in range(0, size.late, _SLICE):
                 caller = BatchCaller(channel)
                 await caller.call_all(batches(min(_SLICE, size.late - first), first=first))
-                ids |= caller.order_ids()
+                ids |= caller.tokens().keys()
                 growth.look(len(ids))
         await system.stop_all()
         workers = Growth(system, max(size.late // _POINTS, 1))
@@ -89,5 +89,5 @@ WORKLOAD = Workload(
         Ratio(name, f"memory of {name}, 1,000,000 over 100,000", f"{name}_late_mib", f"{name}_early_mib", most=1.1)
         for name in ("server", *_ROLES)
     ),
-    lines=Lines("orders", "resident memory, MiB"),
+    lines=Lines("orders", "resident memory, MiB", is_even=True),
 )

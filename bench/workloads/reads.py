@@ -174,5 +174,5 @@ WORKLOAD = Workload(
         Ratio("page", "page far in a list over the first", "last_page_ms", "first_page_ms", most=1.2),
         Ratio("list", "first page, many stored over few", "first_page_ms", "few_page_ms"),
     ),
-    lines=Lines("percent of the calls", "latency, ms"),
+    lines=Lines("percent of the calls", "latency, ms", is_even=True),
 )

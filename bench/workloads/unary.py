@@ -85,5 +85,5 @@ WORKLOAD = Workload(
         Ratio("of_ceiling", "CreateOrder over the empty handler", "orders_per_s", "ceiling_per_s", least=0.5, aim=0.65),
         Ratio("cpu_of_ceiling", "the empty handler's CPU over the server's", "ceiling_cpu_ms", "cpu_ms"),
     ),
-    lines=Lines("percent of the calls", "latency, ms"),
+    lines=Lines("percent of the calls", "latency, ms", is_even=True),
 )
