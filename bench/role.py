@@ -8,6 +8,7 @@ server.
 import argparse
 import contextlib
 import dataclasses
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--prefix", default="")
     parser.add_argument("--partitions", type=int, default=SHIPPED)
     options = parser.parse_args()
+    gc.set_threshold(100_000)  # as `python -m cli` does before its imports
     with catalogue(options.prefix, options.partitions):
         if options.role == WITH_MAIL:
             _without_mail()

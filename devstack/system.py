@@ -261,19 +261,23 @@ class System:
             DevstackError: a part did not start; the text says which, and shows the end of its log.
         """
         self.ports.require_free()
-        await self.launch_engines(meanwhile=self._start_processes)
+        await self.launch_engines()
+        for stand_in in STAND_INS:
+            self.start_stand_in(stand_in)
+        # All wait by themselves for what is not there yet. But on few cores the workers would keep Kafka from starting,
+        # and they wait for it.
+        for role in self.roles:
+            if role not in WORKERS:
+                self.start_role(role)
         await self.wait_engines()
+        for role in self.roles:
+            if role in WORKERS:
+                self.start_role(role)
         await self.set_up()
         await self.wait_healthy(self.roles)
 
-    def _start_processes(self) -> None:
-        for stand_in in STAND_INS:
-            self.start_stand_in(stand_in)
-        for role in self.roles:
-            self.start_role(role)  # they wait by themselves for what is not there yet
-
-    async def launch_engines(self, *, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Starts Kafka and PostgreSQL; `meanwhile` is called while Kafka's storage is made ready.
+    async def launch_engines(self) -> None:
+        """Starts Kafka and PostgreSQL; the latter answers in the end.
 
         Raises:
             DevstackError: among others, the data is that of another number of brokers.
@@ -298,8 +302,10 @@ class System:
             self._note("making Kafka start quickly, once: a quarter of a minute")
         self.postgres.start()
         preparing = asyncio.create_task(asyncio.to_thread(self.kafka.prepare))
-        meanwhile()
-        await preparing
+        try:
+            await self.postgres.wait_ready()
+        finally:
+            await preparing
         self.kafka.start()
 
     def _refuse_data_of_others(self, count: int) -> None:

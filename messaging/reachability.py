@@ -18,6 +18,8 @@ from telemetry import logs, metrics
 log = logs.get()
 
 _INTERVAL_SECONDS: Final = 1.0
+_FIRST_INTERVAL_SECONDS: Final = 0.2
+"""Until Kafka was there once: it may be starting together with this process."""
 _ANSWER_SECONDS: Final = 3.0
 _REQUEST_SECONDS: Final = 2.0
 """Of one broker: less than all have together, so that the connection to one that is frozen is given up."""
@@ -44,7 +46,7 @@ def can_acknowledge(replicas: Replicas, answering: Iterable[int], *, min_insync:
 
 
 class KafkaMonitor:
-    """Asks every broker every second. `run` is its life."""
+    """Asks every broker every second, and more often at first. `run` is its life."""
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
         """Connects nothing."""
@@ -55,7 +57,7 @@ class KafkaMonitor:
     async def run(self) -> None:
         """Asks until cancelled. A Kafka that does not answer is found within 4 s, one that is back within 4 s."""
         client = self._client()
-        connected = False
+        connected, interval = False, _FIRST_INTERVAL_SECONDS
         try:
             while True:
                 answers: dict[int, Any] = {}
@@ -72,13 +74,14 @@ class KafkaMonitor:
                     enough = self._is_enough(answers)
                     self._report(reachable=enough, error="too few replicas answer")
                     _learn_brokers(client, answers)
+                    interval = _INTERVAL_SECONDS
                 else:
                     self._report(reachable=False, error=error)
                     # A new client starts from the bootstrap list again, so it also finds a cluster that has moved.
                     await aiokafka_internals.close_client(client)
                     client = self._client()
                     connected = False
-                await asyncio.sleep(_INTERVAL_SECONDS)
+                await asyncio.sleep(interval)
         finally:
             await aiokafka_internals.close_client(client)
 

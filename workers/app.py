@@ -11,7 +11,7 @@ import functools
 import os
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 log = logs.get()
 
-_RETRY_SECONDS: Final = 1.0
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 1.0
 _SET_UP_SECONDS: Final = 15.0
 _SMS_IN_FLIGHT: Final = 8
 """Text messages handed to a provider at once per partition: more would only meet its limits."""
@@ -536,6 +537,7 @@ async def _reconciliation(settings: Settings) -> "AsyncIterator[tuple[Reconcilia
 
 async def _migrated(settings: Settings, stop: asyncio.Event) -> bool:
     """Waits until PostgreSQL answers and is set up. False: told to stop before."""
+    pauses = _pauses()
     while not stop.is_set():
         try:
             if not await migrate.pending(settings.database):
@@ -545,7 +547,7 @@ async def _migrated(settings: Settings, stop: asyncio.Event) -> bool:
             waits_for = repr(error)
         log.warning("worker.waiting", worker="reconciler", waits_for=waits_for)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_RETRY_SECONDS):
+            async with asyncio.timeout(next(pauses)):
                 await stop.wait()
     return False
 
@@ -628,7 +630,7 @@ async def _serve_health(health: Health, listen: str, stack: AsyncExitStack) -> s
 
 async def _set_up(parts: _Parts, name: str, registers: tuple[Topic, ...], stop: asyncio.Event) -> bool:
     """Waits until Kafka and PostgreSQL answer and are set up, and registers the group. False: told to stop before."""
-    kafka = parts.settings.kafka
+    kafka, pauses = parts.settings.kafka, _pauses()
     while not stop.is_set():
         try:
             # A look at Kafka may wait for as long as it is away, and hears no stop.
@@ -650,9 +652,17 @@ async def _set_up(parts: _Parts, name: str, registers: tuple[Topic, ...], stop: 
             waits_for = repr(error)
         log.warning("worker.waiting", worker=name, waits_for=waits_for)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_RETRY_SECONDS):
+            async with asyncio.timeout(next(pauses)):
                 await stop.wait()
     return False
+
+
+def _pauses() -> Iterator[float]:
+    """Yields how long to wait before each further look: not long at first, for who starts together with Kafka."""
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        yield pause
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 _FATAL_DRIFT: Final = ("topic", "partitions")
