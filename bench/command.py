@@ -37,6 +37,9 @@ async def run(names: list[str], *, size: str, runs: int, kept: Kept) -> None:
                         before = machine.facts()
                         measured = await ALL[name].measure(system, getattr(ALL[name], size))
                         kept.add(name, measured, before)
+                        for other, part in measured.also.items():
+                            if len(kept.runs(other)) < runs:
+                                kept.add(other, part, before)
                         _note(f"{name}, run {number} of {runs}: {time.monotonic() - began:.0f} s")
                 except _FAILURES as error:
                     _note(f"{name} FAILED: {error!r}\n{system.last_words()}")

@@ -50,10 +50,14 @@ class Lines:
 
 @dataclasses.dataclass
 class Measured:
-    """What one run has come to. `lines` are points (x, y) by name, for the plot."""
+    """What one run has come to. `lines` are points (x, y) by name, for the plot.
+
+    `also` is what the run has measured for other workloads, by their names.
+    """
 
     figures: dict[str, float]
     lines: dict[str, Line] = dataclasses.field(default_factory=dict)
+    also: dict[str, "Measured"] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

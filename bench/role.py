@@ -1,8 +1,8 @@
 """Runs a process of the system as `orderflow run` does, with what a bench replaces: `python -m bench.role ROLE`.
 
 --prefix is what the names of the run's topics begin with, and --partitions how many those of orders, payments and
-notifications have. E-mails go to a channel that accepts them at once: what is measured is this system, not a mail
-server.
+notifications have. E-mails go to a channel that accepts them at once, and the simulated gateway forgets: what is
+measured is this system, not a mail server and not the ledger of a bank.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 # Of the project nothing but the catalogue before it says what it has to: others take from it what it has.
 from messaging import topics
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from settings import EmailSettings
     from workers.channels.channel import Message
 
-WITH_MAIL: Final = "notification-email"
+_WITH_MAIL: Final = "notification-email"
+_WITH_GATEWAY: Final = "payment-processor"
+_REMEMBERED: Final = 10_000
+"""Charges that the gateway remembers at most."""
 SHIPPED: Final = topics.ORDERS.partitions
 """How many partitions the catalogue has by itself."""
 _SPREAD: Final = (topics.ORDERS, topics.PAYMENTS, topics.NOTIFICATIONS)
@@ -70,6 +73,29 @@ def _without_mail() -> None:
     workers.app.email_channel = no_mail  # type: ignore[assignment]
 
 
+def _with_forgetful_gateway() -> None:
+    from workers.gateways import simulated
+    from workers.gateways.book import Book
+    from workers.gateways.gateway import Charge
+
+    class Forgetful(simulated.SimulatedGateway):
+        """Begins a new book now and then: else it would hold all charges in the memory of the payment processor."""
+
+        def __init__(self, *, benchmark_declines: bool, **options: Any) -> None:
+            super().__init__(benchmark_declines=benchmark_declines, **options)
+            self._declines = benchmark_declines
+            self._charged = 0
+
+        async def charge(self, key: str, **asked: Any) -> Charge:
+            charge = await super().charge(key, **asked)
+            self._charged += 1
+            if self._charged % _REMEMBERED == 0:
+                self._book = Book(benchmark_declines=self._declines)
+            return charge
+
+    simulated.SimulatedGateway = Forgetful  # type: ignore[assignment,misc]
+
+
 def main() -> None:
     """Runs from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.role", description="A process of the system, for the bench.")
@@ -79,8 +105,10 @@ def main() -> None:
     options = parser.parse_args()
     gc.set_threshold(100_000)  # as `python -m cli` does before its imports
     with catalogue(options.prefix, options.partitions):
-        if options.role == WITH_MAIL:
+        if options.role == _WITH_MAIL:
             _without_mail()
+        if options.role == _WITH_GATEWAY:
+            _with_forgetful_gateway()
         from cli.main import main as orderflow
 
         sys.argv = ["orderflow", "run", options.role]

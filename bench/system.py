@@ -48,8 +48,9 @@ class BenchSystem(System):
     Roles have the settings that they are shipped with, apart from addresses, the gateway and mail.
     """
 
-    def __init__(self, directory: pathlib.Path, note: Callable[[str], None]) -> None:
-        super().__init__(directory, Ports.chosen(), settings=_SETTINGS, note=note, full_speed=True)
+    def __init__(self, directory: pathlib.Path, note: Callable[[str], None], *, full_speed: bool = True) -> None:
+        """`full_speed` is KafkaBroker's: false only for who looks at no figures."""
+        super().__init__(directory, Ports.chosen(), settings=_SETTINGS, note=note, full_speed=full_speed)
         self._runs = 0
         self._prefix, self._partitions = "", replaced.SHIPPED
 

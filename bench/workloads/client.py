@@ -130,7 +130,7 @@ WORKLOAD = Workload(
     name="client",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(calls=20_000),
+    full=Size(calls=8_000),
     short=Size(calls=200),
     figures=(
         Figure("stub_us", "a call by the stub", "us"),

@@ -1,4 +1,8 @@
-"""What an order costs to drain when more of them wait, with more partitions, and with more processes of each worker."""
+"""What an order costs to drain when more of them wait, with more partitions, and with more processes of each worker.
+
+With how many of them wait the projector works, too. What has most orders is measured for the workload `memory` as well:
+it takes long enough once.
+"""
 
 import dataclasses
 
@@ -6,6 +10,8 @@ from bench import orders
 from bench.results import Figure, Lines, Measured, Ratio, Workload
 from bench.system import BenchSystem
 from bench.workloads.drain import WORKERS, Drained, drained
+from bench.workloads.memory import Size as MemorySize
+from bench.workloads.memory import filled
 
 Case = tuple[int, int, int]
 """Orders waiting, partitions, processes of each worker."""
@@ -23,15 +29,18 @@ class Size:
 
 async def measure(system: BenchSystem, size: Size) -> Measured:
     """Measures each in turn; what two of the lines have in common once."""
-    few, many = size.partitions[0], size.partitions[-1]
-    waiting = [(count, few, 1) for count in size.orders]
-    spread = [(size.middle, count, 1) for count in size.partitions]
+    many, alone = size.partitions[-1], size.processes[0]
+    spread = [(size.middle, count, alone) for count in size.partitions]
     shared = [(size.middle, many, count) for count in size.processes]
+    by_orders: list[Drained] = []
+    for count in size.orders:
+        went, memory = await filled(system, MemorySize(early=max(count // 10, 1), late=count))
+        by_orders.append(went)
     found: dict[Case, Drained] = {}
-    for case in (*waiting, *spread, *shared):
+    for case in (*spread, *shared):
         if case not in found:
             found[case] = await _drain(system, *case)
-    fewest, most = found[waiting[0]], found[waiting[-1]]
+    fewest, most = by_orders[0], by_orders[-1]
     return Measured(
         {
             "fewest_cpu_ms": fewest.workers_cpu_ms,
@@ -41,14 +50,15 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
             "few_partitions_per_s": found[spread[0]].steady,
             "many_partitions_per_s": found[spread[-1]].steady,
             "one_process_per_s": found[shared[0]].steady,
-            "two_processes_per_s": found[shared[1]].steady,
+            "two_processes_per_s": found[shared[len(shared) // 2]].steady,
             "four_processes_per_s": found[shared[-1]].steady,
         },
         {
-            "by orders waiting": [(float(case[0]), found[case].steady) for case in waiting],
+            "by orders waiting, with projector": [(float(went.count), went.steady) for went in by_orders],
             "by partitions": [(float(case[1]), found[case].steady) for case in spread],
             "by processes of each worker": [(float(case[2]), found[case].steady) for case in shared],
         },
+        {"memory": memory},
     )
 
 
@@ -63,8 +73,8 @@ WORKLOAD = Workload(
     name="growth",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(orders=(10_000, 100_000, 1_000_000), middle=100_000, partitions=(3, 12), processes=(1, 2, 4)),
-    short=Size(orders=(60,), middle=60, partitions=(12,), processes=(1, 2)),
+    full=Size(orders=(10_000, 100_000, 1_000_000), middle=50_000, partitions=(3, 12), processes=(1, 2, 4)),
+    short=Size(orders=(60,), middle=60, partitions=(12,), processes=(2,)),
     figures=(
         Figure("fewest_cpu_ms", "CPU of the workers, 10,000 orders waiting", "ms/order"),
         Figure("most_cpu_ms", "CPU of the workers, 1,000,000 orders waiting", "ms/order"),

@@ -50,7 +50,7 @@ WORKLOAD = Workload(
     name="hot-sku",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(orders=50_000),
+    full=Size(orders=20_000),
     short=Size(orders=200),
     figures=(
         Figure("one_per_s", "decided, all for one SKU", "orders/s"),

@@ -163,7 +163,7 @@ WORKLOAD = Workload(
     name="latency",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(rate=100, seconds=20, drained=50_000, probes=20),
+    full=Size(rate=100, seconds=20, drained=30_000, probes=20),
     short=Size(rate=40, seconds=0.5, drained=0, probes=1),
     figures=(
         Figure("p50_ms", "created to paid at 100/s, median", "ms"),

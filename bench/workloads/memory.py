@@ -1,6 +1,7 @@
 """Resident memory of every process after 100,000 orders, and after 1,000,000.
 
-All orders go through the server in batches, with nobody to process them yet, and then through the workers.
+All orders go through the server in batches, with nobody to process them yet, and then through the workers. Where growth
+is measured with as many orders its run is that of this workload, too.
 """
 
 import dataclasses
@@ -12,9 +13,9 @@ from bench import orders
 from bench.results import Figure, Line, Lines, Measured, Ratio, Workload
 from bench.system import BenchSystem
 from bench.workloads.batch import BatchCaller, batches
-from bench.workloads.drain import PROJECTOR, WORKERS, drained
+from bench.workloads.drain import PROJECTOR, WORKERS, Drained, drained
 
-_ROLES: Final = (*WORKERS, PROJECTOR)
+ROLES: Final = (*WORKERS, PROJECTOR)
 _POINTS: Final = 50
 _SLICE: Final = 20_000
 
@@ -50,6 +51,12 @@ class Growth:
 
 async def measure(system: BenchSystem, size: Size) -> Measured:
     """Measures the server, and then the workers."""
+    _, measured = await filled(system, size)
+    return measured
+
+
+async def filled(system: BenchSystem, size: Size) -> tuple[Drained, Measured]:
+    """Has orders placed and drained. Returns how they went, and the memory of the processes meanwhile."""
     async with system.fresh():
         await system.add_stock(orders.SKUS, orders.UNITS)
         system.start_roles("server")
@@ -64,14 +71,14 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
                 growth.look(len(ids))
         await system.stop_all()
         workers = Growth(system, max(size.late // _POINTS, 1))
-        await drained(system, ids, *_ROLES, watch=workers.look)
-    growths = {"server": growth, **dict.fromkeys(_ROLES, workers)}
+        went = await drained(system, ids, *ROLES, watch=workers.look)
+    growths = {"server": growth, **dict.fromkeys(ROLES, workers)}
     figures = {
         f"{name}_{when}_mib": each.at(name, count)
         for name, each in growths.items()
         for when, count in (("early", size.early), ("late", size.late))
     }
-    return Measured(figures, {**growth.lines, **workers.lines})
+    return went, Measured(figures, {**growth.lines, **workers.lines})
 
 
 WORKLOAD = Workload(
@@ -82,12 +89,12 @@ WORKLOAD = Workload(
     short=Size(early=100, late=400),
     figures=tuple(
         Figure(f"{name}_{when}_mib", f"memory of {name} after {count} orders", "MiB")
-        for name in ("server", *_ROLES)
+        for name in ("server", *ROLES)
         for when, count in (("early", "100,000"), ("late", "1,000,000"))
     ),
     ratios=tuple(
         Ratio(name, f"memory of {name}, 1,000,000 over 100,000", f"{name}_late_mib", f"{name}_early_mib", most=1.1)
-        for name in ("server", *_ROLES)
+        for name in ("server", *ROLES)
     ),
     lines=Lines("orders", "resident memory, MiB", is_even=True),
 )

@@ -17,39 +17,41 @@ from devstack.ports import LOOPBACK, free_ports
 
 @pytest.fixture(scope="module")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BenchSystem]:
-    running = BenchSystem(tmp_path_factory.mktemp("bench"), lambda _: None)
+    running = BenchSystem(tmp_path_factory.mktemp("bench"), lambda _: None, full_speed=False)
     async with running.engines():
         yield running
 
 
-_SOON = ("unary", "batch", "reads", "client")
-"""Take seconds each. The others take half a minute and more where two tests run side by side."""
+_LONG = ("startup",)
+"""What tests/devstack starts, too."""
+_SHOWN = [name for name in ALL if name != "memory"]
+"""Growth measures memory as well."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _SOON else [pytest.mark.heavy]) for name in ALL]
+    "name", [pytest.param(name, marks=[pytest.mark.heavy] if name in _LONG else []) for name in _SHOWN]
 )
 async def test_workload(
     system: BenchSystem, name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workload = ALL[name]
-    measured = await workload.measure(system, workload.short)
-    assert measured.figures.keys() == {figure.name for figure in workload.figures}
-    assert all(value > 0 for value in measured.figures.values()), measured.figures
-
+    measured = await ALL[name].measure(system, ALL[name].short)
     results = tmp_path / "results.json"
-    part = report(workload, [measured, measured])
-    part["machines"] = [machine.facts()]
-    results.write_text(json.dumps({"size": "short", "workloads": {name: part}}))
-    assert command.main(["table", str(results)]) == 0
-    told = capsys.readouterr().out
-    assert [
-        each.text for each in (*workload.figures, *workload.ratios) if f"| {name} | {each.text} |" not in told
-    ] == []
-    assert command.main(["plot", str(results), str(tmp_path)]) == 0
-    picture = (tmp_path / f"bench-{name}.svg").read_text()
-    shown = measured.lines or [figure.text for figure in workload.figures if figure.name in workload.bars]
-    assert [each for each in shown if each not in picture] == []
+    for each, part in {name: measured, **measured.also}.items():
+        workload = ALL[each]
+        assert part.figures.keys() == {figure.name for figure in workload.figures}
+        assert all(value > 0 for value in part.figures.values()), part.figures
+
+        reported = {**report(workload, [part, part]), "machines": [machine.facts()]}
+        results.write_text(json.dumps({"size": "short", "workloads": {each: reported}}))
+        assert command.main(["table", str(results)]) == 0
+        told = capsys.readouterr().out
+        assert [
+            one.text for one in (*workload.figures, *workload.ratios) if f"| {each} | {one.text} |" not in told
+        ] == []
+        assert command.main(["plot", str(results), str(tmp_path)]) == 0
+        picture = (tmp_path / f"bench-{each}.svg").read_text()
+        shown = part.lines or [figure.text for figure in workload.figures if figure.name in workload.bars]
+        assert [one for one in shown if one not in picture] == []
 
 
 async def test_calls_that_fail_are_no_result(system: BenchSystem) -> None:
