@@ -12,6 +12,9 @@ _COLOURS: Final = ("#1f6fb4", "#d95f0e", "#2b8a3e", "#7b3fa0", "#a61e4d", "#5c5f
 _LOG_FROM: Final = 30
 """How many times the least the most is from where an axis is logarithmic."""
 _BAR_HEIGHT: Final = 30
+_LEGEND_HEIGHT: Final = 17
+_MARKED: Final = 10
+"""Of a line with so few points each is shown."""
 
 Scale = Callable[[float], float]
 
@@ -36,16 +39,17 @@ def draw(results: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
 def _lines(name: str, workload: dict[str, Any]) -> str:
     runs = workload["points"]
     points = [point for run in runs for line in run.values() for point in line]
+    top = _TOP + _LEGEND_HEIGHT * len(runs[0])
     is_even = workload["lines"]["is_even"]
     x, x_ticks = _scale([each[0] for each in points], _LEFT, _WIDTH - _RIGHT, zero=is_even, is_even=is_even)
-    y, y_ticks = _scale([each[1] for each in points], _HEIGHT - _BOTTOM, _TOP, zero=True, is_even=is_even)
+    y, y_ticks = _scale([each[1] for each in points], _HEIGHT - _BOTTOM, top, zero=True, is_even=is_even)
     parts = [
         _text(_WIDTH / 2, _HEIGHT - 8, workload["lines"]["x"], anchor="middle"),
-        _text(8, 32, workload["lines"]["y"]),
+        _text(8, top - 10, workload["lines"]["y"]),
     ]
     for tick in x_ticks:
         parts += [
-            _rule(x(tick), _TOP, x(tick), _HEIGHT - _BOTTOM),
+            _rule(x(tick), top, x(tick), _HEIGHT - _BOTTOM),
             _text(x(tick), _HEIGHT - 28, _short(tick), "middle"),
         ]
     for tick in y_ticks:
@@ -53,9 +57,14 @@ def _lines(name: str, workload: dict[str, Any]) -> str:
     for number, line in enumerate(runs[0]):
         colour = _COLOURS[number % len(_COLOURS)]
         for run in runs:
-            path = " ".join(f"{x(each[0]):.1f},{y(each[1]):.1f}" for each in run.get(line, ()))
+            places = [(x(each[0]), y(each[1])) for each in run.get(line, ())]
+            path = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        parts.append(_text(_LEFT + 12, _TOP + 16 + 17 * number, line, colour=colour))
+            if len(places) <= _MARKED:
+                parts += [
+                    f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3" fill="{colour}"/>' for across, down in places
+                ]
+        parts.append(_text(_LEFT + 70, 34 + _LEGEND_HEIGHT * number, line, colour=colour))
     return _picture(name, _HEIGHT, parts)
 
 
