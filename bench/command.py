@@ -8,7 +8,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import uvloop
@@ -81,8 +81,13 @@ def _run(arguments: list[str]) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(names, size=options.size, runs=options.runs, kept=kept))
-    print(table.text(kept.results))  # noqa: T201
-    return int(any("errors" in each for each in kept.results["workloads"].values()))
+    return _tell(kept.results)
+
+
+def _tell(results: dict[str, Any]) -> int:
+    """Prints the tables. Returns the exit code: 1 if anything failed."""
+    print(table.text(results))  # noqa: T201
+    return int(any("errors" in each for each in results["workloads"].values()))
 
 
 def _table(arguments: list[str]) -> int:
@@ -118,5 +123,4 @@ def _peers(arguments: list[str]) -> int:
         parser.error(str(error))
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(table.text(results))  # noqa: T201
-    return int(any("errors" in each for each in results["workloads"].values()))
+    return _tell(results)

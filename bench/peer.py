@@ -16,9 +16,8 @@ import pathlib
 import sys
 import urllib.parse
 
+from bench import role
 from devstack.ports import LOOPBACK
-from messaging import topics
-from workers.channels.channel import Message
 
 KAFKA_PORT = 19092
 _KAFKA_CONTROLLER_PORT = 19093
@@ -38,22 +37,6 @@ _SENDS_AT_ONCE = 512  # to a sink in memory, for which nobody waits; a mail serv
 _PRELOADED_AT_ONCE = 5_000
 
 
-class MemoryChannel:
-    """Takes every message and keeps none: what the peers' sinks do."""
-
-    def __init__(self) -> None:
-        """Starts at nothing."""
-        self.sent = 0
-
-    async def send(self, _: Message) -> str:
-        """Counts the message and returns a number for it."""
-        self.sent += 1
-        return str(self.sent)
-
-    async def aclose(self) -> None:
-        """Has nothing to close."""
-
-
 def _admin_url() -> str:
     """Returns how the engines' PostgreSQL is reached: `engines` wrote it down."""
     try:
@@ -68,8 +51,7 @@ def _database_of(prefix: str) -> str:
 
 def _settle_in(options: argparse.Namespace) -> None:
     """Gives this process its settings and the prefix's topics, before anything else reads either."""
-    for topic in topics.ALL:
-        object.__setattr__(topic, "name", options.prefix + topic.name)
+    role.name_topics(options.prefix)
     url = urllib.parse.urlsplit(_admin_url())._replace(path="/" + _database_of(options.prefix))
     os.environ |= {
         "ORDERFLOW_KAFKA_BOOTSTRAP": options.bootstrap,
@@ -167,15 +149,10 @@ async def _preload(count: int) -> None:
 def _run(roles: list[str]) -> None:
     """Becomes the role's process, as `orderflow run` starts it."""
     from cli.main import main
-    from settings import EmailSettings
-    from workers import app
-
-    def in_memory(_: EmailSettings) -> MemoryChannel:
-        return MemoryChannel()
 
     if len(roles) != 1:
         sys.exit("one role a process")
-    app.email_channel = in_memory  # type: ignore[assignment]
+    role.without_mail()
     if roles == ["api"]:
         asyncio.run(_set_up())
     sys.argv = ["orderflow", "run", _ROLES[roles[0]]]

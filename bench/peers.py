@@ -4,6 +4,7 @@ The driver takes bench/peer.json for how to run the project. It prints a JSON li
 the n-th line of one is compared with the n-th of another, so a run is one start of the driver.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -31,20 +32,23 @@ _BATCH: Final = "batch"
 Line = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
 class _Workload:
     """A workload of the driver: what it measures of each implementation, and what is asked of which of them.
 
-    `fields` are names in a line, texts and units; a ratio is of what is called IMPLEMENTATION.FIELD.
+    `fields` are names in a line, texts and units, of which the plot shows one; a ratio is of what is called
+    IMPLEMENTATION.FIELD.
     """
 
-    def __init__(
-        self, name: str, about: str, shown: str, fields: dict[str, tuple[str, str]], ratios: Sequence[Ratio]
-    ) -> None:
-        self.name, self.about, self.shown, self.fields, self.ratios = name, about, shown, fields, ratios
+    name: str
+    about: str
+    shown: str
+    fields: dict[str, tuple[str, str]]
+    ratios: Sequence[Ratio]
 
 
 def _over(field: str, text: str, ours: str, other: str, **bounds: float) -> Ratio:
-    words = f"{text}, {_NAMES.get(ours, ours)} over {_NAMES[other]}"
+    words = f"{text}, {_NAMES[ours]} over {_NAMES[other]}"
     return Ratio(f"{ours}.{field}.{other}", words, f"{ours}.{field}", f"{other}.{field}", **bounds)
 
 

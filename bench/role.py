@@ -8,7 +8,6 @@ measured is this system, not a mail server and not the ledger of a bank.
 import argparse
 import contextlib
 import dataclasses
-import gc
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -57,14 +56,20 @@ def _set(prefix: str, partitions: int) -> None:
     def retry_topics(group: str, delays: Sequence[int]) -> tuple[Topic, ...]:
         return tuple(dataclasses.replace(each, name=prefix + each.name) for each in _RETRY_TOPICS(group, delays))
 
-    for topic, name in zip(topics.ALL, _NAMES, strict=True):  # everybody holds the same objects, made to last
-        object.__setattr__(topic, "name", prefix + name)
+    name_topics(prefix)
     for topic in _SPREAD:
         object.__setattr__(topic, "partitions", partitions)
     topics.retry_topics = retry_topics
 
 
-def _without_mail() -> None:
+def name_topics(prefix: str) -> None:
+    """Has the names of the topics in the catalogue begin with the prefix."""
+    for topic, name in zip(topics.ALL, _NAMES, strict=True):  # everybody holds the same objects, made to last
+        object.__setattr__(topic, "name", prefix + name)
+
+
+def without_mail() -> None:
+    """Has e-mails go to `NoMail`."""
     import workers.app
 
     def no_mail(_: "EmailSettings") -> NoMail:
@@ -103,10 +108,9 @@ def main() -> None:
     parser.add_argument("--prefix", default="")
     parser.add_argument("--partitions", type=int, default=SHIPPED)
     options = parser.parse_args()
-    gc.set_threshold(100_000)  # as `python -m cli` does before its imports
     with catalogue(options.prefix, options.partitions):
         if options.role == _WITH_MAIL:
-            _without_mail()
+            without_mail()
         if options.role == _WITH_GATEWAY:
             _with_forgetful_gateway()
         from cli.main import main as orderflow

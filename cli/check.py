@@ -20,8 +20,9 @@ from cli.plugin import Form, Result, State, Threshold, seconds, shown, span, tog
 Look = Callable[[], Awaitable[Result]]
 
 _SUBJECTS: Final = ("server", "kafka", "db")
-_TIMED: Final = ("server", "db")
 """Checks of something that has to answer: when it does not, that is critical. Of the others it is unknown."""
+_TIMED: Final = ("server", "db")
+"""Checks of how soon something answers."""
 
 _ANSWER: Final = ("1s", "5s")
 _AGE: Final = ("60s", "5m")

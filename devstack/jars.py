@@ -1,18 +1,17 @@
 """Kafka's jars: fetched once by exact coordinate, verified by SHA-256, kept in a cache."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from devstack.errors import DevstackError
+from devstack.only_one import only_one
 
 KAFKA_VERSION = "4.4.0"
 
@@ -62,7 +61,7 @@ def ensure_jars(cache: Path | None = None, progress: Progress | None = None) -> 
     if not _unchanged_since_verified(cache, jars):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with _only_one(cache):
+            with only_one(cache / "fetch.lock", leftovers="fetching-*"):
                 # Another process may have fetched them while this one waited.
                 if not _unchanged_since_verified(cache, jars):
                     _verify_or_fetch(cache, jars, progress)
@@ -138,17 +137,6 @@ def _write_stamp(cache: Path, jars: list[Jar]) -> None:
     fresh = cache / f"{_STAMP}.new"
     fresh.write_text(json.dumps(_facts(cache, jars)))
     fresh.replace(cache / _STAMP)
-
-
-@contextlib.contextmanager
-def _only_one(cache: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its holder, however that ends."""
-    with (cache / "fetch.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # A process that was killed while it fetched leaves its folder.
-        for left in cache.glob("fetching-*"):
-            shutil.rmtree(left)
-        yield
 
 
 @contextlib.contextmanager

@@ -6,18 +6,17 @@ is started for nothing else; that takes some ten seconds. A JVM that finds the f
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from devstack import kafka_properties
 from devstack.errors import DevstackError
+from devstack.only_one import only_one
 from devstack.ports import free_ports
 from devstack.process import ManagedProcess, run_to_end
 
@@ -28,7 +27,8 @@ _END_SECONDS = 120.0
 _FORMAT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STARTED = "Kafka Server started"
-_OPTIONS = ("-Xmx256m", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
+JVM_OPTIONS = ("-XX:+UseSerialGC", "-Djava.awt.headless=true")
+"""Of every JVM of Kafka: a cache suits those alone that have the garbage collector of the one that made it."""
 _CLUSTER_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -37,7 +37,7 @@ def options(java: Path, classpath: str) -> list[str]:
     cache = _place(java, classpath)
     if cache is None:
         return []
-    if is_missing(java, classpath):
+    if _is_missing(cache):
         _make(cache, java, classpath)
     return [f"-XX:AOTCache={cache}"] if cache.exists() else []
 
@@ -45,7 +45,11 @@ def options(java: Path, classpath: str) -> list[str]:
 def is_missing(java: Path, classpath: str) -> bool:
     """Whether the next start makes the cache."""
     cache = _place(java, classpath)
-    return cache is not None and not cache.exists() and not _note(cache).exists()
+    return cache is not None and _is_missing(cache)
+
+
+def _is_missing(cache: Path) -> bool:
+    return not cache.exists() and not _note(cache).exists()
 
 
 def _place(java: Path, classpath: str) -> Path | None:
@@ -68,13 +72,13 @@ def _note(cache: Path) -> Path:
 
 
 def _make(cache: Path, java: Path, classpath: str) -> None:
-    with _only_one(cache.parent) as is_ours:
+    with only_one(cache.parent / "training.lock", leftovers="training-*", waits=False) as is_ours:
         if not is_ours or cache.exists():
             return  # whoever makes it needs the machine's cores: to wait would take longer than to start without it
         try:
             with tempfile.TemporaryDirectory(dir=cache.parent, prefix="training-") as folder:
                 fresh = Path(folder) / cache.name
-                _train(Path(folder), fresh, [str(java), *_OPTIONS], classpath)
+                _train(Path(folder), fresh, [str(java), "-Xmx256m", *JVM_OPTIONS], classpath)
                 fresh.replace(cache)
         except (DevstackError, OSError) as error:
             with contextlib.suppress(OSError):
@@ -118,17 +122,3 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[bool]:
-    """Yields whether nobody else makes a cache here; the lock ends with its holder, however that ends."""
-    with (folder / "training.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        for left in folder.glob("training-*"):  # of one that was killed
-            shutil.rmtree(left)
-        yield True

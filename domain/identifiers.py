@@ -12,12 +12,10 @@ from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
 
 # Fixed for ever: another namespace would give every order of a repeated request a second identity.
-_ORDERS: Final = uuid.UUID("3f6f1c1e-7d5b-5c0a-9a4e-0d6f1b2c3a41")
+_ORDERS: Final = uuid.UUID("3f6f1c1e-7d5b-5c0a-9a4e-0d6f1b2c3a41").bytes
 _LABELS: Final = CreateOrderRequest.LABELS_FIELD_NUMBER
 _CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_EVENTS: Final = uuid.UUID("a2b7c9d0-14e8-5f3b-8c6d-7e9f0a1b2c42")
-_ORDERS_BYTES: Final = _ORDERS.bytes
-_EVENTS_BYTES: Final = _EVENTS.bytes
+_EVENTS: Final = uuid.UUID("a2b7c9d0-14e8-5f3b-8c6d-7e9f0a1b2c42").bytes
 
 
 def request_fingerprint(request: CreateOrderRequest) -> bytes:
@@ -57,7 +55,7 @@ def order_id_for(caller: str, request_id: str, fingerprint: bytes) -> str:
     """Returns the order's id: the same for the same request of the same caller, a fresh one without a request_id."""
     if not request_id:
         return str(uuid.uuid4())
-    return _named(_ORDERS_BYTES, f"{len(caller)}:{caller}:{len(request_id)}:{request_id}:{fingerprint.hex()}")
+    return _named(_ORDERS, f"{len(caller)}:{caller}:{len(request_id)}:{request_id}:{fingerprint.hex()}")
 
 
 def _named(namespace: bytes, name: str) -> str:
@@ -71,7 +69,7 @@ def _named(namespace: bytes, name: str) -> str:
 
 def created_event_id(order_id: str) -> str:
     """Returns the event_id of an order's ORDER_CREATED."""
-    return _named(_EVENTS_BYTES, order_id)
+    return _named(_EVENTS, order_id)
 
 
 def caused_event_id(cause_id: str, event_type: OrderEventType, discriminator: str = "") -> str:
@@ -79,7 +77,7 @@ def caused_event_id(cause_id: str, event_type: OrderEventType, discriminator: st
 
     `discriminator` tells effects of one cause and type apart: the channel of a notification.
     """
-    return _named(_EVENTS_BYTES, f"{cause_id}:{OrderEventType.Name(event_type)}:{discriminator}")
+    return _named(_EVENTS, f"{cause_id}:{OrderEventType.Name(event_type)}:{discriminator}")
 
 
 def command_fingerprint(request: Message) -> bytes:
@@ -96,17 +94,17 @@ def command_event_id(caller: str, command: OrderEventType, order_id: str, reques
     if not request_id:
         return str(uuid.uuid4())
     name = OrderEventType.Name(command)
-    return str(uuid.uuid5(_EVENTS, f"{len(caller)}:{caller}:{name}:{order_id}:{len(request_id)}:{request_id}"))
+    return _named(_EVENTS, f"{len(caller)}:{caller}:{name}:{order_id}:{len(request_id)}:{request_id}")
 
 
 def swept_event_id(command: OrderEventType, order_id: str, slot: int) -> str:
     """Returns the event_id of a command that a sweep gives: sweeps of one slot give the same."""
-    return str(uuid.uuid5(_EVENTS, f"sweep:{OrderEventType.Name(command)}:{order_id}:{slot}"))
+    return _named(_EVENTS, f"sweep:{OrderEventType.Name(command)}:{order_id}:{slot}")
 
 
 def reported_event_id(report_id: str) -> str:
     """Returns the event_id of a PAYMENT_REPORTED: the same each time the gateway delivers the same report."""
-    return str(uuid.uuid5(_EVENTS, f"report:{report_id}"))
+    return _named(_EVENTS, f"report:{report_id}")
 
 
 def is_canonical_uuid(text: str) -> bool:

@@ -140,12 +140,10 @@ def _items(items: Sequence[LineItem]) -> Iterator[Violation]:
         return
     seen: set[str] = set()
     total = 0
-    first_currency: str | None = None
+    first_currency = items[0].unit_price.currency_code
     for index, item in enumerate(items):
         sku, quantity, price = item.sku, item.quantity, item.unit_price
         currency, amount = price.currency_code, price.amount_minor
-        if first_currency is None:
-            first_currency = currency
         if not _SKU.fullmatch(sku):
             yield Violation(f"items[{index}].sku", SKU_RULE)
         if not 1 <= quantity <= MAX_QUANTITY:
