@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Run one process of the system.", no_args_is_help=True)
 
+_PATIENT = 5
+"""The niceness of those for whom nobody waits: where a machine is short of CPU, orders and payments come first."""
+
 
 def _run(name: str, main: Callable[[orderflow_settings.Settings, "asyncio.Event"], Awaitable[None]]) -> None:
     from telemetry import logs, otlp, process
@@ -45,9 +48,10 @@ def server(
     _run("server", serve)
 
 
-def _worker(name: str) -> None:
+def _worker(name: str, *, niceness: int = 0) -> None:
     from workers.app import work
 
+    os.nice(niceness)
     _run(name, lambda loaded, stop: work(name, loaded, stop))
 
 
@@ -74,13 +78,13 @@ def payment_processor() -> None:
 @app.command("notification-email")
 def notification_email() -> None:
     """Run the e-mail notifications."""
-    _worker("notification-email")
+    _worker("notification-email", niceness=_PATIENT)
 
 
 @app.command("notification-sms")
 def notification_sms() -> None:
     """Run the text message notifications."""
-    _worker("notification-sms")
+    _worker("notification-sms", niceness=_PATIENT)
 
 
 @app.command()

@@ -18,28 +18,28 @@ import datetime
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaError,
-    MessageSizeTooLargeError,
     ProducerFenced,
-    RecordListTooLargeError,
 )
 from aiokafka.structs import OffsetAndMetadata
 
 import fault_points
 from domain.failures import DependencyDown, Failure, Permanent, Transient
 from domain.records import Coordinates, Delivery
-from messaging import aiokafka_internals, dead_letters, envelope, funnel, retry, spans
+from messaging import aiokafka_internals, dead_letters, envelope, funnel, retry, spans, transaction
 from messaging.dependency_gate import DependencyGate
 from messaging.envelope import OutgoingRecord
+from messaging.handling_limit import HandlingLimit
 from messaging.lag import Standing
 from messaging.linger import longest_wait
 from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
+from messaging.transaction import Done, OutputRefusedError
 from messaging.window import Window
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
 from orderflow.events.v1.order_event_pb2 import OrderEvent
@@ -52,7 +52,6 @@ _IDLE_COMMIT_SECONDS: Final = 1.0
 _FENCED_WAIT_SECONDS: Final = 3.0  # three heartbeats: a process that lost the partition learns of it before it reopens
 _REOPEN_WAIT_SECONDS: Final = 0.5
 HANDLING_LIMIT: Final = "HANDLING_LIMIT"
-_REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 class GroupOffsetLostError(Exception):
@@ -71,20 +70,6 @@ class ProducerSuspectError(Exception):
     """A transaction was committed, but one of its requests was sent twice: the producer is opened anew."""
 
 
-class OutputRefusedError(Exception):
-    """The broker refused an output for good."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Done:
-    """A record that is done, with what it leads to."""
-
-    offset: int
-    outputs: list[OutgoingRecord]
-    outcome: Literal["handled", "parked", "dead_lettered"] = "handled"
-    """`handled`: the outputs are events. Else they are the record itself, parked or dead."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Delivered:
     """A record to be handled. `event` is None where it cannot be read: handling it says why."""
@@ -101,18 +86,10 @@ def _readable(record: ConsumerRecord, past: Provenance) -> OrderEvent | None:
         return None
 
 
-async def _send(producer: AIOKafkaProducer, record: OutgoingRecord) -> "asyncio.Future[object]":
-    """Hands a record over and returns the future of its acknowledgement."""
-    if record.key is None and record.value is None:
-        # send() asserts that one of them is set, but a dead letter may have neither. Its topics have one partition.
-        batch = producer.create_batch()
-        batch.append(key=None, value=None, timestamp=None, headers=record.headers)
-        empty: asyncio.Future[object] = await producer.send_batch(batch, record.topic.name, partition=0)
-        return empty
-    sent: asyncio.Future[object] = await producer.send(
-        record.topic.name, key=record.key, value=record.value, headers=record.headers
-    )
-    return sent
+def _this_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 class PartitionRunner:
@@ -148,6 +125,7 @@ class PartitionRunner:
         self._claim = claim
         self._delay = retry.delay_of(partition.topic, tiers)
         self._waits = metrics.WAIT.labels(spec.group)
+        self._limit = HandlingLimit(limits.handling)
         self._log = log.bind(worker=spec.group, topic=partition.topic, partition=partition.partition)
 
         self._producer: AIOKafkaProducer | None = None
@@ -161,7 +139,7 @@ class PartitionRunner:
         self._delivered: collections.deque[tuple[int, float]] = collections.deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
-        self._done: list[_Done] = []
+        self._done: list[Done] = []
         self._done_with_outputs = False
         self._wake = asyncio.Event()
         self._longest_wait = 0.0
@@ -232,7 +210,7 @@ class PartitionRunner:
             past = retry.provenance_of(record, self._tiers)
             event = _readable(record, past)
             if event is not None and event.type not in self._spec.handles:
-                self._note(_Done(record.offset, []))  # before anything is shown of it: there is nothing to see
+                self._note(Done(record.offset, []))  # before anything is shown of it: there is nothing to see
                 continue
             delivered = _Delivered(record, past, event)
             queue = self._queues.get(record.key)
@@ -368,7 +346,7 @@ class PartitionRunner:
         if not queue:
             del self._queues[key]
 
-    def _note(self, done: _Done) -> None:
+    def _note(self, done: Done) -> None:
         """Notes that a record is done, and wakes the commit if the transaction need not wait any longer."""
         self._done.append(done)
         self._done_with_outputs = self._done_with_outputs or bool(done.outputs)
@@ -376,28 +354,27 @@ class PartitionRunner:
         if self._may_wait() < self._longest_wait:
             self._due.set()
 
-    async def _handle_record(self, delivered: _Delivered) -> _Done:
+    async def _handle_record(self, delivered: _Delivered) -> Done:
         record, past, event = delivered.record, delivered.past, delivered.event
-        here = Coordinates(record.topic, record.partition, record.offset)
         with tracing.continued(record.headers):
             await self._until_due(record)
             # Parked since, it was claimed before: it stands elsewhere by now, and is no other copy.
             is_fresh_replay = past.replay and not past.tier
-            if is_fresh_replay and self._claim is not None and not await self._claimed(record, past, here):
+            if is_fresh_replay and self._claim is not None and not await self._claimed(record, past):
                 self._log.info("worker.replay.claimed_elsewhere", offset=record.offset)
-                return _Done(record.offset, [])
+                return Done(record.offset, [])
             in_place = 0
             while True:
                 in_place += 1
                 past = past.attempted()
                 with spans.processing(record, self._spec.group, attempt=past.attempts, links=past.links) as span:
                     try:
-                        if (refusal := self._refused.get(here)) is not None:
+                        if self._refused and (refusal := self._refused.get(self._at(record.offset))) is not None:
                             raise refusal
                         outputs = await self._attempt(record, past, event)
                         if past.tier:
                             fault_points.reached("W14")
-                        return _Done(record.offset, outputs)
+                        return Done(record.offset, outputs)
                     except Failure as failure:
                         span.failed(failure.error_class)
                         past = past.failed(datetime.datetime.now(datetime.UTC), span.traceparent)
@@ -408,7 +385,7 @@ class PartitionRunner:
                         self._count_retry("in_place", record, past, failure)
                 await self._back_off(in_place)
 
-    def _given_up(self, record: ConsumerRecord, past: Provenance, failure: Failure) -> _Done:
+    def _given_up(self, record: ConsumerRecord, past: Provenance, failure: Failure) -> Done:
         """Parks a record that failed for now, while there is a retry topic and time left; else it is a dead letter."""
         assert past.first_failure is not None
         age = datetime.datetime.now(datetime.UTC) - past.first_failure
@@ -416,7 +393,7 @@ class PartitionRunner:
         if isinstance(failure, Transient) and past.tier < len(self._tiers) and in_time:
             topic = self._tiers[past.tier]
             self._count_retry(topic.name, record, past, failure)
-            return _Done(
+            return Done(
                 record.offset, [retry.parked(record, dataclasses.replace(past, tier=past.tier + 1), topic)], "parked"
             )
         kind = "transient" if isinstance(failure, Transient) else "permanent"
@@ -425,7 +402,7 @@ class PartitionRunner:
             "worker.record.dead_lettered", offset=record.offset, error_class=failure.error_class, attempts=past.attempts
         )
         letter = dead_letters.dead_letter(record, past=past, group=self._spec.group, failure=failure)
-        return _Done(record.offset, [letter], "dead_lettered")
+        return Done(record.offset, [letter], "dead_lettered")
 
     def _count_retry(self, tier: str, record: ConsumerRecord, past: Provenance, failure: Failure) -> None:
         metrics.RETRIES.labels(self._spec.group, tier, failure.error_class).inc()
@@ -447,8 +424,8 @@ class PartitionRunner:
                 await asyncio.sleep(-late)
         self._waits.observe(max(late, 0.0))
 
-    async def _claimed(self, record: ConsumerRecord, past: Provenance, here: Coordinates) -> bool:
-        claim = self._claim
+    async def _claimed(self, record: ConsumerRecord, past: Provenance) -> bool:
+        claim, here = self._claim, self._at(record.offset)
         assert claim is not None
         return await self._through_gate(record, lambda: claim(origin=past.origin, replay=past.replay, by=here))
 
@@ -480,14 +457,17 @@ class PartitionRunner:
         Raises:
             Failure: Permanent or Transient.
         """
+        task = _this_task()
         while True:
             probe = await self._admit()
             started = time.perf_counter()
-            outcome = ""
-            limit = asyncio.timeout(self._limits.handling)
+            outcome, is_late = "", False
+            self._limit.begin(task)
             try:
-                async with limit:
+                try:
                     result = await action()
+                finally:
+                    is_late = self._limit.end(task)
                 self._gate.answered(probe=probe)
                 return result
             except DependencyDown as down:
@@ -499,17 +479,20 @@ class PartitionRunner:
                 raise
             except Exception as error:
                 self._gate.answered(probe=probe)
-                if limit.expired():
+                if is_late:
                     outcome = HANDLING_LIMIT
-                    raise Transient(outcome, f"handling took longer than {self._limits.handling} s") from None
+                    raise self._over_limit() from None
                 # The text of an error that nobody foresaw may hold personal data: only its class goes on.
                 outcome = "UNEXPECTED_ERROR"
                 raise Transient(outcome, f"{type(error).__module__}.{type(error).__qualname__}") from error
             except asyncio.CancelledError:
+                if is_late and not task.cancelling():
+                    self._gate.answered(probe=probe)
+                    outcome = HANDLING_LIMIT
+                    raise self._over_limit() from None
                 if probe:
                     self._gate.withdrawn()
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if task.cancelling():
                     raise
                 # Something inside was cancelled, not this record: left alone it would never be done.
                 outcome = "UNEXPECTED_ERROR"
@@ -518,6 +501,9 @@ class PartitionRunner:
                 metrics.of(
                     metrics.PROCESS_DURATION, "kafka", "process", record.topic, self._spec.group, outcome
                 ).observe(time.perf_counter() - started, tracing.exemplar())
+
+    def _over_limit(self) -> Transient:
+        return Transient(HANDLING_LIMIT, f"handling took longer than {self._limits.handling} s")
 
     async def _admit(self) -> bool:
         if self._gate.down is None:
@@ -533,8 +519,7 @@ class PartitionRunner:
     @contextlib.contextmanager
     def _interruptible(self) -> "collections.abc.Iterator[None]":
         """While it holds, the record is only waiting: draining gives it up at once."""
-        task = asyncio.current_task()
-        assert task is not None
+        task = _this_task()
         if self._draining:
             task.cancel()
         self._waiting.add(task)
@@ -602,7 +587,7 @@ class PartitionRunner:
             self._log.warning("worker.transaction.suspect")
             raise ProducerSuspectError
 
-    async def _commit(self, done: list[_Done]) -> None:
+    async def _commit(self, done: list[Done]) -> None:
         for each in done:
             self._window.finish(each.offset)
         offset, metadata = self._window.advance()
@@ -611,78 +596,48 @@ class PartitionRunner:
         funnel.acknowledged(record for each in done for record in each.outputs)
         for outcome, count in collections.Counter(each.outcome for each in done).items():
             metrics.DONE.labels(self._spec.group, self.partition.topic, outcome).inc(count)
-        for each in done:
-            self._refused.pop(Coordinates(self.partition.topic, self.partition.partition, each.offset), None)
+        if self._refused:
+            for each in done:
+                self._refused.pop(self._at(each.offset), None)
         metrics.LAST_PROGRESS.labels(self._spec.group).set_to_current_time()
         self._replace_suspect()
 
-    async def _transact(self, done: list[_Done], offset: int, metadata: str) -> None:
+    async def _transact(self, done: list[Done], offset: int, metadata: str) -> None:
         # Cancelling a commit half-way would leave the producer in a state of its own: it runs in a task that is not.
-        transaction = asyncio.create_task(self._transaction(done, offset, metadata))
+        assert self._producer is not None
+        committing = asyncio.create_task(
+            transaction.commit(
+                self._producer,
+                done,
+                group=self._spec.group,
+                partition=self.partition,
+                position=OffsetAndMetadata(offset, metadata),
+            )
+        )
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._limits.transaction + 5):
-                await asyncio.shield(transaction)
+                await asyncio.shield(committing)
+        except OutputRefusedError as refusal:
+            self._refuse(refusal.done, refusal.error)
+            raise
         finally:
-            if not transaction.done():
-                transaction.cancel()
-                await asyncio.wait([transaction])
+            if not committing.done():
+                committing.cancel()
+                await asyncio.wait([committing])
         metrics.TRANSACTIONS.labels(self._spec.group, "commit").inc()
         metrics.COMMIT_METADATA.labels(self._spec.group, self.partition.topic, str(self.partition.partition)).set(
             len(metadata)
         )
         metrics.TRANSACTION_DURATION.labels(self._spec.group).observe(time.perf_counter() - started)
 
-    async def _transaction(self, done: list[_Done], offset: int, metadata: str) -> None:
-        producer = self._producer
-        assert producer is not None
-        await producer.begin_transaction()
-        sent = []
-        for each in done:
-            for record in each.outputs:
-                try:
-                    future = await _send(producer, record)
-                except _REFUSED as refusal:
-                    self._refuse(each, refusal)
-                    raise OutputRefusedError from refusal
-                sent.append((each, future))
-        # Side by side, which saves a round trip: only the commit makes either of them count.
-        results = await asyncio.gather(
-            self._acknowledged(sent),
-            producer.send_offsets_to_transaction(
-                {self.partition: OffsetAndMetadata(offset, metadata)}, self._spec.group
-            ),
-            return_exceptions=True,
-        )
-        for error in results:
-            if isinstance(error, BaseException):
-                raise error
-        await producer.commit_transaction()
-
-    async def _acknowledged(self, sent: Sequence[tuple[_Done, "asyncio.Future[object]"]]) -> None:
-        """Waits until Kafka has acknowledged the outputs.
-
-        Raises:
-            OutputRefusedError: it refused one for good, and the record has been told so.
-            KafkaError: it did not acknowledge one.
-        """
-        results = await asyncio.gather(*(future for _, future in sent), return_exceptions=True)
-        failed = [
-            (each, error) for (each, _), error in zip(sent, results, strict=True) if isinstance(error, BaseException)
-        ]
-        for each, error in failed:
-            if isinstance(error, _REFUSED):
-                self._refuse(each, error)
-                raise OutputRefusedError from error
-        if failed:
-            raise failed[0][1]
-        fault_points.reached("W3")
-        if any(each.outcome != "handled" for each, _ in sent):
-            fault_points.reached("W13")
-
-    def _refuse(self, done: _Done, error: BaseException) -> None:
+    def _refuse(self, done: Done, error: BaseException) -> None:
         if any(record.topic == DEAD_LETTERS for record in done.outputs):
             raise DeadLetterRefusedError(f"{error!r}; run `orderflow topics plan`") from error
-        coordinates = Coordinates(self.partition.topic, self.partition.partition, done.offset)
         self._log.error("worker.record.output_refused", offset=done.offset, error=repr(error))
-        self._refused[coordinates] = Permanent("OUTPUT_REFUSED", f"Kafka refused an output: {type(error).__name__}")
+        self._refused[self._at(done.offset)] = Permanent(
+            "OUTPUT_REFUSED", f"Kafka refused an output: {type(error).__name__}"
+        )
+
+    def _at(self, offset: int) -> Coordinates:
+        return Coordinates(self.partition.topic, self.partition.partition, offset)

@@ -25,7 +25,7 @@ log = logs.get()
 _POLL_MS: Final = 200
 _MOST_RECORDS: Final = 500
 _RETRY_SECONDS: Final = 1.0
-_PACE_SECONDS: Final = 0.05
+_PACE_SECONDS: Final = 0.2
 
 
 class WorkerRuntime:
@@ -116,7 +116,7 @@ class WorkerRuntime:
         consumer.subscribe([topic.name for topic in self.registers], listener=_Rebalances(self, consumer))
         while not stop.is_set():
             fetched = await self._poll(consumer)
-            if fetched and self._spec.linger:
+            if self._spec.linger and 0 < fetched < _MOST_RECORDS:
                 await asyncio.sleep(_PACE_SECONDS)  # nobody waits for them: those that come meanwhile come together
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> int:

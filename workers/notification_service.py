@@ -26,7 +26,7 @@ from workers.channels.rendering import Renderer, channel_name, recipient_of
 
 Ambiguous = Literal["send_again", "give_up"]
 _MOST_REMEMBERED = 1000
-_LINGER_SECONDS = 0.2
+_LINGER_SECONDS = 0.4
 """The customer is told already: only whoever reads about it waits."""
 
 _READS = (topics.ORDERS, topics.PAYMENTS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 
 import pytest
 
@@ -40,6 +41,13 @@ async def test_every_process_answers_the_health_probe(healthy: System) -> None:
 
     for role in ROLES:
         await observer.eventually(functools.partial(answers, role), within=20, what=f"{role} answers SERVING")
+
+
+async def test_who_tells_customers_leaves_a_scarce_cpu_to_orders_and_payments(healthy: System) -> None:
+    niceness = {role: os.getpriority(os.PRIO_PROCESS, healthy.processes[role].pid) for role in WORKERS}
+    others = {niceness[role] for role in ("order-processor", "payment-processor", "projector")}
+    assert others == {os.getpriority(os.PRIO_PROCESS, 0)}
+    assert {niceness["notification-email"], niceness["notification-sms"]} == {others.pop() + 5}
 
 
 async def test_declined_and_rejected_orders_give_their_stock_back(healthy: System, client: OrdersClient) -> None:

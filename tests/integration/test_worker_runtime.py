@@ -661,7 +661,7 @@ async def test_what_finishes_during_a_transaction_that_fails_is_done_once(
         if delivery.event.event_id == second.event_id:
             await begun.wait()
 
-    whole = PartitionRunner._transaction
+    whole = PartitionRunner._transact
 
     async def fails_once(runner: PartitionRunner, *arguments: object) -> None:
         if not begun.is_set():
@@ -670,7 +670,7 @@ async def test_what_finishes_during_a_transaction_that_fails_is_done_once(
             raise KafkaError("the test says so")
         await whole(runner, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PartitionRunner, "_transaction", fails_once)
+    monkeypatch.setattr(PartitionRunner, "_transact", fails_once)
     worker.on_delivery = on_delivery
     async with engines.running(worker.runtime()):
         await engines.send_events(worker.kafka, [first, second])
@@ -686,7 +686,7 @@ async def test_a_commit_that_is_under_way_when_draining_begins_ends_no_handling(
     """What is cut off would be handled again: an e-mail that was accepted is sent twice."""
     quick, slow = events_on_first(2)
     committing, go_on, drained = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    transaction = PartitionRunner._transaction
+    transaction = PartitionRunner._transact
 
     async def held(runner: PartitionRunner, *arguments: Any) -> None:
         if not committing.is_set():
@@ -698,7 +698,7 @@ async def test_a_commit_that_is_under_way_when_draining_begins_ends_no_handling(
         if delivery.event.event_id == slow.event_id:
             await go_on.wait()
 
-    monkeypatch.setattr(PartitionRunner, "_transaction", held)
+    monkeypatch.setattr(PartitionRunner, "_transact", held)
     worker.on_delivery = on_delivery
     runtime = worker.runtime()
     async with engines.running(runtime) as at_work:

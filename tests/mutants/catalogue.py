@@ -54,9 +54,9 @@ MUTANTS = (
     Mutant(
         "the offset is not in the transaction",
         "runtime 3: outputs and input offset commit together",
-        "messaging/partition.py",
-        "            producer.send_offsets_to_transaction(",
-        "            (lambda *_: asyncio.sleep(0))(",
+        "messaging/transaction.py",
+        "        producer.send_offsets_to_transaction(",
+        "        (lambda *_: asyncio.sleep(0))(",
         f"{_RUNTIME} -k stop_finishes",
     ),
     Mutant(
@@ -86,17 +86,17 @@ MUTANTS = (
     Mutant(
         "a refused output is committed past",
         "runtime 3: the future of every send is awaited before the commit",
-        "messaging/partition.py",
-        "            if isinstance(error, _REFUSED):\n                self._refuse(each, error)\n"
-        "                raise OutputRefusedError from error\n        if failed:\n            raise failed[0][1]\n",
-        "            pass\n",
+        "messaging/transaction.py",
+        "        if isinstance(error, _REFUSED):\n            raise OutputRefusedError(each, error) from error\n"
+        "    if failed:\n        raise failed[0][1]\n",
+        "        pass\n",
         f"{_RUNTIME} -k refuses",
     ),
     Mutant(
         "a refused output is forgotten",
         "runtime 3: an output that the broker refuses is that one record's failure",
         "messaging/partition.py",
-        "        self._refused[coordinates] = ",
+        "        self._refused[self._at(done.offset)] = ",
         "        _ = ",
         f"{_RUNTIME} -k refuses",
     ),
