@@ -100,7 +100,7 @@ class BenchSystem(System):
                 await self.stop_all()
 
     async def _forget_everything(self) -> None:
-        connection = await asyncpg.connect(self.postgres.dsn.rpartition("/")[0] + "/postgres", timeout=10)
+        connection = await asyncpg.connect(self.dsn_of("postgres"), timeout=10)
         try:
             await connection.execute(f'drop database if exists "{self.postgres.database}" with (force)', timeout=60)
             await connection.execute(f'create database "{self.postgres.database}"', timeout=60)
@@ -121,10 +121,26 @@ class BenchSystem(System):
         finally:
             await admin.close()
 
+    def dsn_of(self, database: str) -> str:
+        """Returns the address of another database of the same PostgreSQL."""
+        return f"{self.postgres.dsn.rpartition('/')[0]}/{database}"
+
     @contextlib.asynccontextmanager
-    async def sql(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
-        """Lends a connection without limits of time."""
-        connection = await asyncpg.connect(self.postgres.dsn, timeout=10)
+    async def copied_database(self, name: str) -> AsyncIterator[str]:
+        """Gives the body a copy of the database as it is now, which nobody may use meanwhile; yields its address."""
+        connection = await asyncpg.connect(self.dsn_of("postgres"), timeout=10)
+        try:
+            await connection.execute(f'drop database if exists "{name}" with (force)', timeout=60)
+            await connection.execute(f'create database "{name}" template "{self.postgres.database}"', timeout=60)
+            yield self.dsn_of(name)
+            await connection.execute(f'drop database "{name}" with (force)', timeout=60)
+        finally:
+            await connection.close(timeout=5)
+
+    @contextlib.asynccontextmanager
+    async def sql(self, dsn: str | None = None) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        """Lends a connection without limits of time, to the database there or to the system's."""
+        connection = await asyncpg.connect(dsn or self.postgres.dsn, timeout=10)
         try:
             yield connection
         finally:
@@ -151,9 +167,9 @@ class BenchSystem(System):
                 }
                 self._start(each, f"{each}.{number}", addresses)
 
-    def start_role(self, role: str, settings: dict[str, str] | None = None) -> None:
-        """Starts one process of a role, with settings of its own if given."""
-        self._start(role, role, settings or {})
+    def start_role(self, role: str, settings: dict[str, str] | None = None, *, name: str = "") -> None:
+        """Starts one process of a role, with settings and a name of its own if given."""
+        self._start(role, name or role, settings or {})
 
     def _start(self, role: str, name: str, settings: Mapping[str, str]) -> None:
         program = ["-m", "bench.role", role, "--prefix", self._prefix, "--partitions", str(self._partitions)]

@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 
 import grpc.aio
@@ -16,6 +16,7 @@ from bench import orders
 from bench.load import Loaded, closed_loop
 from bench.results import Figure, Lines, Measured, Ratio, Workload, WrongResultError
 from bench.system import BenchSystem
+from devstack.ports import LOOPBACK, free_ports
 from orderflow.orders.v1.order_service_pb2 import GetOrderRequest, ListOrdersRequest
 from orderflow.orders.v1.order_service_pb2_grpc import OrderServiceStub
 
@@ -25,73 +26,100 @@ _ASKED: Final = 20_000
 _COPIED: Final = 10_000
 _EVERY_MS: Final = 20
 """An order was created each so often."""
+_WITH_FEW: Final = "few"
+"""The database that has few orders, and the server that reads it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Stored orders: few and many; for how long GetOrder is called, seconds; pages, and how often each is read."""
+    """Stored orders: few and many; how often GetOrder is measured of each, and for how long each time, seconds.
+
+    Pages, and how often each is read.
+    """
 
     few: int
     many: int
     warmup: float
     seconds: float
+    rounds: int
     page: int
     page_size: int
     repeats: int
 
 
 async def measure(system: BenchSystem, size: Size) -> Measured:
-    """Measures with few orders, and then with many."""
-    async with _stored(system, size.few) as ids:
-        few = await _get(system, ids, size)
-        async with _stub(system) as stub:
-            few_page = statistics.median([await _timed_page(stub, size, "") for _ in range(size.repeats)])
-    async with _stored(system, size.many) as ids:
-        many = await _get(system, ids, size)
-        async with _stub(system) as stub:
-            token = await _token_of_last(stub, size)
-            first, last = [], []
-            for _ in range(size.repeats):  # in turns, so that what else the machine does meets both
-                first.append(await _timed_page(stub, size, ""))
-                last.append(await _timed_page(stub, size, token))
+    """Measures two servers in turns, of a database with few orders and of one with many."""
+    async with system.fresh(), system.copied_database(_WITH_FEW) as dsn:
+        few_ids, many_ids = await _store(system, dsn, size.few), await _store(system, system.postgres.dsn, size.many)
+        few_address = await _serve(system, dsn)
+        few, many = [], []
+        for _ in range(size.rounds):  # in turns, so that what else the machine does meets both
+            few.append(await _get(system, few_address, few_ids, size))
+            many.append(await _get(system, system.server_address, many_ids, size))
+        async with _stub(few_address) as of_few, _stub(system.server_address) as of_many:
+            token = await _token_of_last(of_many, size)
+            few_page, first, last = [], [], []
+            for _ in range(size.repeats):
+                few_page.append(await _timed_page(of_few, size, ""))
+                first.append(await _timed_page(of_many, size, ""))
+                last.append(await _timed_page(of_many, size, token))
     return Measured(
         {
-            "few_get_per_s": few.rate,
-            "few_get_p50_ms": few.p50 * 1000,
-            "few_get_p99_ms": few.p99 * 1000,
-            "many_get_per_s": many.rate,
-            "many_get_p50_ms": many.p50 * 1000,
-            "many_get_p99_ms": many.p99 * 1000,
-            "get_cpu_ms": many.cpu_ms("server"),
-            "few_page_ms": few_page * 1000,
+            "few_get_per_s": statistics.median(each.rate for each in few),
+            "few_get_p50_ms": statistics.median(each.p50 for each in few) * 1000,
+            "few_get_p99_ms": statistics.median(each.p99 for each in few) * 1000,
+            "many_get_per_s": statistics.median(each.rate for each in many),
+            "many_get_p50_ms": statistics.median(each.p50 for each in many) * 1000,
+            "many_get_p99_ms": statistics.median(each.p99 for each in many) * 1000,
+            "get_cpu_ms": statistics.median(each.cpu_ms("server") for each in many),
+            "few_page_ms": statistics.median(few_page) * 1000,
             "first_page_ms": statistics.median(first) * 1000,
             "last_page_ms": statistics.median(last) * 1000,
         },
-        {f"GetOrder, {size.few:,} stored": few.percentiles, f"GetOrder, {size.many:,} stored": many.percentiles},
+        {
+            f"GetOrder, {size.few:,} stored": _middle(few).percentiles,
+            f"GetOrder, {size.many:,} stored": _middle(many).percentiles,
+        },
     )
 
 
-@contextlib.asynccontextmanager
-async def _stored(system: BenchSystem, count: int) -> AsyncIterator[list[str]]:
-    """Runs a server whose read model has so many orders, and yields the ids of some, mixed."""
-    async with system.fresh():
-        dice = random.Random(count)  # noqa: S311 - chooses orders, guards nothing
-        async with system.sql() as connection:
-            placed = orders.Placed()
-            for begin in range(0, count, _COPIED):
-                numbers = range(begin, min(begin + _COPIED, count))
-                await connection.copy_records_to_table(
-                    "order_views", records=list(_rows(placed, numbers)), columns=_COLUMNS
-                )
-            await connection.execute("vacuum analyze order_views")
-            ids = [
-                str(row["order_id"])
-                for row in await connection.fetch("select order_id from order_views limit $1", _ASKED)
-            ]
-        dice.shuffle(ids)
-        system.start_roles("server")
-        await system.wait_healthy(["server"])
-        yield ids
+def _middle(rounds: Sequence[Loaded]) -> Loaded:
+    return sorted(rounds, key=lambda each: each.p99)[len(rounds) // 2]
+
+
+async def _store(system: BenchSystem, dsn: str, count: int) -> list[str]:
+    """Has the read model there hold so many orders. Returns the ids of some, mixed."""
+    async with system.sql(dsn) as connection:
+        placed = orders.Placed()
+        for begin in range(0, count, _COPIED):
+            numbers = range(begin, min(begin + _COPIED, count))
+            await connection.copy_records_to_table(
+                "order_views", records=list(_rows(placed, numbers)), columns=_COLUMNS
+            )
+        await connection.execute("vacuum analyze order_views")
+        rows = await connection.fetch("select order_id from order_views limit $1", _ASKED)
+    ids = [str(row["order_id"]) for row in rows]
+    random.Random(count).shuffle(ids)  # noqa: S311 - chooses orders, guards nothing
+    return ids
+
+
+async def _serve(system: BenchSystem, dsn: str) -> str:
+    """Runs a server of the system's database, and one of the database there, whose address it returns."""
+    listen, metrics = free_ports(2)
+    address = f"{LOOPBACK}:{listen}"
+    system.start_role("server")
+    system.start_role(
+        "server",
+        {
+            "ORDERFLOW_DATABASE_URL": dsn,
+            "ORDERFLOW_SERVER_LISTEN": address,
+            "ORDERFLOW_SERVER_METRICS_LISTEN": f"{LOOPBACK}:{metrics}",
+        },
+        name=_WITH_FEW,
+    )
+    await system.wait_healthy(["server"])
+    await system.wait_listening(listen)
+    return address
 
 
 _COLUMNS: Final = ("order_id", "caller", "user_id", "status", "revision", "create_time", "snapshot")
@@ -113,11 +141,11 @@ def _rows(placed: orders.Placed, numbers: range) -> Iterator[tuple[Any, ...]]:
         )
 
 
-async def _get(system: BenchSystem, ids: list[str], size: Size) -> Loaded:
+async def _get(system: BenchSystem, address: str, ids: list[str], size: Size) -> Loaded:
     messages = [GetOrderRequest(order_id=each).SerializeToString() for each in ids]
     return await closed_loop(
         system,
-        system.server_address,
+        address,
         "GetOrder",
         messages,
         seconds=size.seconds,
@@ -128,8 +156,8 @@ async def _get(system: BenchSystem, ids: list[str], size: Size) -> Loaded:
 
 
 @contextlib.asynccontextmanager
-async def _stub(system: BenchSystem) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(system.server_address) as channel:
+async def _stub(address: str) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(address) as channel:
         yield OrderServiceStub(channel)
 
 
@@ -155,8 +183,8 @@ WORKLOAD = Workload(
     name="reads",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(few=1_000, many=1_000_000, warmup=2, seconds=10, page=1_000, page_size=100, repeats=200),
-    short=Size(few=100, many=2_000, warmup=0.2, seconds=0.5, page=10, page_size=50, repeats=5),
+    full=Size(few=1_000, many=1_000_000, warmup=0.5, seconds=3, rounds=7, page=1_000, page_size=100, repeats=200),
+    short=Size(few=100, many=2_000, warmup=0.2, seconds=0.5, rounds=1, page=10, page_size=50, repeats=5),
     figures=(
         Figure("few_get_per_s", "GetOrder, 16 callers, few stored", "calls/s"),
         Figure("few_get_p50_ms", "its latency, median", "ms"),
