@@ -84,6 +84,22 @@ MUTANTS = (
         "tests/integration/test_aiokafka_internals.py -k lost_under_uvloop",
     ),
     Mutant(
+        "a handling has no hard limit",
+        "semantics 30: past its time limit a handling is parked",
+        "messaging/handling_limit.py",
+        "            task.cancel()\n",
+        "",
+        "tests/unit/test_handling_limit.py",
+    ),
+    Mutant(
+        "a cancellation by the limit is not taken back",
+        "semantics 30: past its time limit a handling is parked, and what comes after it goes on",
+        "messaging/handling_limit.py",
+        "        task.uncancel()\n",
+        "",
+        "tests/unit/test_handling_limit.py",
+    ),
+    Mutant(
         "a refused output is committed past",
         "runtime 3: the future of every send is awaited before the commit",
         "messaging/transaction.py",
