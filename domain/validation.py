@@ -54,7 +54,7 @@ def unstorable(event: OrderEvent, *, may_have_nul: bool = True) -> str | None:
     Only a forger writes such events, and each would stop its readers at the same place for ever. `may_have_nul` says
     whether there is a NUL anywhere in its bytes.
     """
-    order, created = event.order, event.order_created
+    order = event.order
     for time in (event.occur_time, order.create_time, order.update_time, order.expire_time):
         if not (0 <= time.seconds < _YEAR_10000 and 0 <= time.nanos < 10**9):
             return "a time is not between 1970 and 9999"
@@ -62,6 +62,7 @@ def unstorable(event: OrderEvent, *, may_have_nul: bool = True) -> str | None:
         return "a revision is negative"
     if not may_have_nul:
         return None
+    created = event.order_created
     texts = [order.user_id, event.metadata.caller, created.caller, created.request_id, order.failure_reason]
     texts += [item.sku for item in order.items]
     if "\x00" in "".join(texts):

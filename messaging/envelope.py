@@ -17,7 +17,7 @@ from domain.identifiers import is_canonical_uuid
 from domain.validation import has_unknown_status, unstorable
 from messaging import spans
 from messaging.topics import Topic, topic_of
-from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
+from orderflow.events.v1.order_event_pb2 import ORDER_EVENT_TYPE_UNSPECIFIED, OrderEvent, OrderEventType
 from telemetry import tracing
 from telemetry.tracing import Span
 
@@ -103,20 +103,22 @@ def decode(topic: str, key: bytes | None, value: bytes | None) -> OrderEvent:
         event = OrderEvent.FromString(value)
     except DecodeError:
         raise Permanent("UNDECODABLE", "the value is not an orderflow.events.v1.OrderEvent") from None
+    order, event_type = event.order, event.type  # each access to a part of a message makes an object
+    order_id = order.order_id
     if not is_canonical_uuid(event.event_id):
         raise Permanent("INVALID_EVENT", "event_id is not a lower-case UUID")
-    if not is_canonical_uuid(event.order.order_id):
+    if not is_canonical_uuid(order_id):
         raise Permanent("INVALID_EVENT", "order.order_id is not a lower-case UUID")
-    if key != event.order.order_id.encode():
+    if key != order_id.encode():
         raise Permanent("INVALID_EVENT", "the record's key is not its order's id")
-    if event.type == OrderEventType.ORDER_EVENT_TYPE_UNSPECIFIED:
+    if event_type == ORDER_EVENT_TYPE_UNSPECIFIED:
         raise Permanent("INVALID_EVENT", "type is not set")
-    if event.type not in _NAMES:
-        raise Transient("UNKNOWN_EVENT_TYPE", f"type {int(event.type)} is not known to this version")
+    if event_type not in _NAMES:
+        raise Transient("UNKNOWN_EVENT_TYPE", f"type {int(event_type)} is not known to this version")
     if has_unknown_status(event):
         raise Transient("UNKNOWN_STATUS", "a status of the order is not known to this version")
     if (problem := unstorable(event, may_have_nul=b"\x00" in value)) is not None:
         raise Permanent("INVALID_EVENT", problem)
-    if topic_of(event.type).name != topic:
-        raise Permanent("INVALID_EVENT", f"{type_name(event.type)} does not belong on this topic")
+    if topic_of(event_type).name != topic:
+        raise Permanent("INVALID_EVENT", f"{type_name(event_type)} does not belong on this topic")
     return event
