@@ -27,7 +27,7 @@ _PREFIX: Final = "ORDER_EVENT_TYPE_"
 _NAMES: Final = {number: name.removeprefix(_PREFIX) for name, number in OrderEventType.items()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # frozen it would take several times as long to make
 class OutgoingRecord:
     """A record to be written: to the topic's partition that the key hashes to.
 

@@ -188,7 +188,7 @@ class ProjectionRuntime:
                 if (trace_id := tracing.trace_id_in(record.headers)) is not None:
                     batch.traces[at] = trace_id
             except Failure as failure:
-                log.warning("projector.record.recorded", **dataclasses.asdict(at), error_class=failure.error_class)
+                log.warning("projector.record.recorded", **at._asdict(), error_class=failure.error_class)
                 kind = "transient" if isinstance(failure, Transient) else "permanent"
                 metrics.DEAD_LETTERS.labels(self._group, failure.error_class, kind).inc()
                 batch.failures.append((at, _failed(record, self._group, failure)))

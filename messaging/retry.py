@@ -23,9 +23,9 @@ _INT32: Final = 2**31 - 1
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka takes for one
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # two are made for every record: frozen they would take several times as long
 class Provenance:
-    """The past of a record.
+    """The past of a record. It does not change: each handling has one of its own.
 
     `origin` and `origin_timestamp` (ms) say where it stood first, `attempts` how often it was handled before, `tier`
     how many retry topics it has been through, `replay` how often an operator replayed it. `links` are the traceparents
