@@ -1,16 +1,30 @@
 """Builds e-mails. Nothing that a customer or a caller wrote becomes a header or an address of its own."""
 
+import functools
 import re
 from datetime import UTC, datetime
 from email import policy
-from email.headerregistry import Address
+from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
+from typing import Any
 
 from domain.failures import Permanent
 from workers.channels.channel import Message, Undeliverable
 
+
+class _Headers(HeaderRegistry):
+    """Makes the class of a header's name once. Python's makes it for each header: a third of the time of an e-mail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._class_of = functools.cache(super().__getitem__)  # the names are ours, and few
+
+    def __getitem__(self, name: str) -> Any:
+        return self._class_of(name)
+
+
 # 7bit: base64 or quoted-printable instead of raw UTF-8, so that no extension of the server is needed for the body.
-_POLICY = policy.SMTP.clone(cte_type="7bit")
+_POLICY = policy.SMTP.clone(cte_type="7bit", header_factory=_Headers())
 
 # One plain ASCII address, as the ingress takes them: no name, comment, list, quotes or line break.
 _MAILBOX = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+")
