@@ -34,7 +34,7 @@ _MOST_AMOUNT: Final = 2**63
 # What templates look into are objects: jinja tries an attribute first, and a mapping that has none costs an exception.
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Line:
     sku: str
     quantity: int
@@ -67,6 +67,7 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
+            cache_size=-1,  # they are not many: a template finds its layout without a lock
         )
         self._templates = {
             name: self._environment.get_template(name) for name in self._environment.list_templates(["txt", "html"])
