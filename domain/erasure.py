@@ -77,8 +77,9 @@ def impersonal(event: OrderEvent) -> OrderEvent:
     copy = OrderEvent()
     copy.CopyFrom(event)
     if copy.HasField("order"):
+        order = copy.order
         for field in _PERSONAL:
-            copy.order.ClearField(field)
+            order.ClearField(field)
     return copy
 
 

@@ -12,7 +12,7 @@ from domain.validation import violations_of
 from messaging import topics
 from messaging.worker import WorkerSpec
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
-from orderflow.orders.v1.order_pb2 import OrderStatus
+from orderflow.orders.v1.order_pb2 import ORDER_STATUS_CREATED
 
 SPEC = WorkerSpec(
     group="order-processor",
@@ -84,7 +84,7 @@ def refuse_invalid(event: OrderEvent) -> None:
     order = event.order
     if event.WhichOneof("details") != "order_created" or not event.order_created.caller:
         raise Permanent("INVALID_ORDER", "the details of ORDER_CREATED are missing")
-    if event.revision != 1 or order.revision != 1 or order.status != OrderStatus.ORDER_STATUS_CREATED:
+    if event.revision != 1 or order.revision != 1 or order.status != ORDER_STATUS_CREATED:
         raise Permanent("INVALID_ORDER", "a new order is CREATED at revision 1")
     if violations := violations_of(order):
         raise Permanent("INVALID_ORDER", f"{violations[0].field} {violations[0].description}")

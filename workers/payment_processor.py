@@ -14,7 +14,13 @@ from domain.failures import Permanent, Transient
 from domain.records import Delivery
 from messaging import topics
 from messaging.worker import WorkerSpec
-from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
+from orderflow.events.v1.order_event_pb2 import (
+    ORDER_EVENT_TYPE_ORDER_CANCELLED,
+    ORDER_EVENT_TYPE_ORDER_PROCESSING,
+    ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+    ORDER_EVENT_TYPE_PAYMENT_REPORTED,
+    OrderEvent,
+)
 from storage.outcomes import Settled
 from storage.payment_decisions import ChargeIntent
 from telemetry import logs, metrics
@@ -36,10 +42,10 @@ SPEC = WorkerSpec(
     reads=(topics.ORDERS,),
     handles=frozenset(
         {
-            OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
-            OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED,
-            OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
-            OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REPORTED,
+            ORDER_EVENT_TYPE_ORDER_PROCESSING,
+            ORDER_EVENT_TYPE_ORDER_CANCELLED,
+            ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED,
+            ORDER_EVENT_TYPE_PAYMENT_REPORTED,
         }
     ),
 )
@@ -100,16 +106,15 @@ async def handle(
         Transient: what `Refunds` says of it; a report of an order that has no row so far.
         DependencyDown: PostgreSQL or the gateway is away.
     """
-    match delivery.event.type:
-        case OrderEventType.ORDER_EVENT_TYPE_ORDER_CANCELLED:
-            return await refunds.settle_cancelled(delivery)
-        case OrderEventType.ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
-            return await refunds.refund(delivery)
-        case OrderEventType.ORDER_EVENT_TYPE_PAYMENT_REPORTED:
-            is_last = delivery.attempt >= attempts
-            return await settle_reported(delivery, decisions=decisions, gateway=gateway, is_last=is_last)
-        case _:
-            return await charge(delivery, decisions=decisions, gateway=gateway, key_window=key_window, now=now)
+    event_type = delivery.event.type
+    if event_type == ORDER_EVENT_TYPE_ORDER_CANCELLED:
+        return await refunds.settle_cancelled(delivery)
+    if event_type == ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
+        return await refunds.refund(delivery)
+    if event_type == ORDER_EVENT_TYPE_PAYMENT_REPORTED:
+        is_last = delivery.attempt >= attempts
+        return await settle_reported(delivery, decisions=decisions, gateway=gateway, is_last=is_last)
+    return await charge(delivery, decisions=decisions, gateway=gateway, key_window=key_window, now=now)
 
 
 async def charge(
