@@ -133,6 +133,12 @@ def test_without_a_request_id_every_order_is_its_own() -> None:
     assert all(str(uuid.UUID(each)) == each for each in made)
 
 
+def test_event_ids_are_uuids_of_version_5() -> None:
+    namespace = uuid.UUID("a2b7c9d0-14e8-5f3b-8c6d-7e9f0a1b2c42")
+    names = [str(number) for number in range(500)]
+    assert [created_event_id(name) for name in names] == [str(uuid.uuid5(namespace, name)) for name in names]
+
+
 def test_golden_event_ids() -> None:
     assert created_event_id("5b6f1c1e-7d5b-5c0a-9a4e-0d6f1b2c3a41") == "ad0a0de8-9e2b-553e-ac77-88d69d26630c"
     cause = "a2b7c9d0-14e8-5f3b-8c6d-7e9f0a1b2c42"
