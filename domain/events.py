@@ -6,6 +6,7 @@ from domain.commands import LEADS_TO
 from domain.identifiers import caused_event_id, created_event_id, reported_event_id
 from domain.orders import is_lifecycle
 from domain.records import Delivery
+from domain.times import set_time
 from orderflow.events.v1.order_event_pb2 import (
     ORDER_EVENT_TYPE_NOTIFICATION_FAILED,
     ORDER_EVENT_TYPE_NOTIFICATION_SENT,
@@ -101,7 +102,7 @@ def command(
         metadata=EventMetadata(correlation_id=correlation_id, source=source, attempt=1, caller=caller),
         command=terms,
     )
-    event.occur_time.FromDatetime(now)
+    set_time(event.occur_time, now)
     return event
 
 
@@ -179,5 +180,5 @@ def _notification(
 ) -> OrderEvent:
     # One cause has one notification per channel, so the channel tells them apart.
     event = _following(cause, event_type, cause.event.order, NotificationChannel.Name(channel))
-    event.occur_time.FromDatetime(now)
+    set_time(event.occur_time, now)
     return event

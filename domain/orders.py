@@ -1,17 +1,13 @@
 """Makes an order out of a request."""
 
 import datetime
-from typing import Final
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from domain.lifecycle import LIFECYCLE
 from domain.money import add_up
+from domain.times import set_time
 from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_pb2 import ORDER_STATUS_CREATED, PAYMENT_STATUS_NONE, Order
 from orderflow.orders.v1.order_service_pb2 import CreateOrderRequest
-
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def new_order(
@@ -26,9 +22,9 @@ def new_order(
 def unpaid(now: datetime.datetime, time_to_pay: datetime.timedelta) -> Order:
     """Returns what all orders placed at a moment have in common."""
     order = Order(status=ORDER_STATUS_CREATED, payment_status=PAYMENT_STATUS_NONE, revision=1)
-    _set(order.create_time, now)
+    set_time(order.create_time, now)
     order.update_time.CopyFrom(order.create_time)
-    _set(order.expire_time, now + time_to_pay)
+    set_time(order.expire_time, now + time_to_pay)
     return order
 
 
@@ -54,13 +50,6 @@ def fill(order: Order, request: CreateOrderRequest, *, order_id: str) -> None:
         order.labels.update(labels)
     if channels := request.muted_channels:
         order.muted_channels.extend(channels)
-
-
-def _set(timestamp: Timestamp, time: datetime.datetime) -> None:
-    """Does what FromDatetime does, in a quarter of the time."""
-    since = time - _EPOCH
-    timestamp.seconds = since.days * 86_400 + since.seconds
-    timestamp.nanos = since.microseconds * 1_000
 
 
 def charge_key(order_id: str) -> str:

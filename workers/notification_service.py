@@ -10,6 +10,7 @@ from domain.erasure import UserErased
 from domain.failures import DependencyDown, Failure, Transient
 from domain.lifecycle import LIFECYCLE
 from domain.records import Delivery
+from domain.times import time_of
 from messaging import topics
 from messaging.worker import WorkerSpec
 from orderflow.events.v1.order_event_pb2 import (
@@ -97,7 +98,7 @@ class NotificationService:
             return await self._intents.decide(delivery, None)
         if (accepted := self._accepted.get(event.event_id)) is not None:
             return await self._record(delivery, accepted)
-        if self._now() - event.occur_time.ToDatetime(datetime.UTC) > self._max_age:
+        if self._now() - time_of(event.occur_time) > self._max_age:
             return await self._failed(delivery, "TOO_OLD")
         message = self._renderer.render(event, self._which)
         try:
