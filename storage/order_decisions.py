@@ -11,6 +11,7 @@ from orderflow.orders.v1.order_pb2 import LineItem, Order, PaymentStatus
 from storage import forgotten, order_rows, outcomes, stock
 from storage.database import Database
 from storage.gathering import Gathering
+from storage.order_rows import Move
 from storage.outcomes import StoredOutcome
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST: Final = 200
 _HEAVIEST: Final = 4 * 1024 * 1024  # bytes: each is written three times, and a statement has but seconds
+
+_ACCEPTED: Final = Move(OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING, PaymentStatus.PAYMENT_STATUS_PENDING)
 
 
 class OrderDecisions:
@@ -63,24 +66,15 @@ class OrderDecisions:
     async def _move(
         self, connection: "Connection", new: Mapping[str, Delivery], refusals: Mapping[str, OrderRejectedDetails]
     ) -> dict[str, Order]:
-        now = self._now()
-        moved: dict[str, Order] = {}
-        if accepted := {order_id: "" for order_id in new if order_id not in refusals}:
-            moved |= await order_rows.move_all(
-                connection,
-                OrderEventType.ORDER_EVENT_TYPE_ORDER_PROCESSING,
-                accepted,
-                payment_status=PaymentStatus.PAYMENT_STATUS_PENDING,
-                now=now,
+        if not new:
+            return {}
+        moves = dict.fromkeys(new, _ACCEPTED) | {
+            order_id: Move(
+                OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED, PaymentStatus.PAYMENT_STATUS_NONE, refusal.reason
             )
-        if refusals:
-            moved |= await order_rows.move_all(
-                connection,
-                OrderEventType.ORDER_EVENT_TYPE_ORDER_REJECTED,
-                {order_id: refusal.reason for order_id, refusal in refusals.items()},
-                payment_status=PaymentStatus.PAYMENT_STATUS_NONE,
-                now=now,
-            )
+            for order_id, refusal in refusals.items()
+        }
+        moved = await order_rows.move_all(connection, moves, now=self._now())
         assert moved.keys() == new.keys(), "the rows were inserted in this transaction"
         return moved
 
@@ -118,16 +112,15 @@ async def _refusals(connection: "Connection", new: Sequence[Delivery]) -> dict[s
             refuse(order, "REQUEST_ID_REUSED")
         else:
             orders.append(order)
-    prices = await stock.listed_prices(connection, _skus(orders))
+    if not orders:
+        return refusals
+    # From here to the commit everybody else who wants these SKUs waits: nothing is done here that could be done before.
+    available, prices = await stock.lock(connection, {item.sku for order in orders for item in order.items})
+    held: list[LineItem] = []
     for order in orders:
         if mispriced := _mispriced(order, prices):
             refuse(order, "PRICE_MISMATCH", mispriced)
-    orders = [order for order in orders if order.order_id not in refusals]
-    # From here to the commit everybody else who wants these SKUs waits: nothing is done here that could be done before.
-    available = await stock.lock(connection, _skus(orders))
-    held: list[LineItem] = []
-    for order in orders:
-        if unknown := sorted(item.sku for item in order.items if item.sku not in available):
+        elif unknown := sorted(item.sku for item in order.items if item.sku not in available):
             refuse(order, "UNKNOWN_SKU", unknown)
         elif short := sorted(item.sku for item in order.items if item.quantity > available[item.sku]):
             refuse(order, "OUT_OF_STOCK", short)
@@ -138,10 +131,6 @@ async def _refusals(connection: "Connection", new: Sequence[Delivery]) -> dict[s
     if held:
         await stock.hold(connection, held)
     return refusals
-
-
-def _skus(orders: Sequence[Order]) -> set[str]:
-    return {item.sku for order in orders for item in order.items}
 
 
 def _mispriced(order: Order, prices: Mapping[tuple[str, str], int]) -> list[str]:
@@ -159,21 +148,17 @@ async def _claim_requests(connection: "Connection", new: Sequence[Delivery]) -> 
             first.setdefault((created.caller, created.request_id), delivery)
     if not first:
         return {}
-    keys = [caller for caller, _ in first], [request_id for _, request_id in first]
-    await connection.execute(
+    rows = await connection.fetch(
         "insert into order_requests (caller, request_id, order_id, fingerprint)"
         " select caller, request_id, order_id, fingerprint from unnest($1::text[], $2::text[], $3::uuid[], $4::bytea[])"
         " as claim (caller, request_id, order_id, fingerprint)"
         " order by caller, request_id"  # one lock order everywhere
-        " on conflict do nothing",
-        *keys,
+        # Changes nothing of an earlier claim, but returns it, whenever another transaction has committed it.
+        " on conflict (caller, request_id) do update set order_id = order_requests.order_id"
+        " returning caller, request_id, order_id",
+        [caller for caller, _ in first],
+        [request_id for _, request_id in first],
         [delivery.event.order.order_id for delivery in first.values()],
         [delivery.event.order_created.request_fingerprint for delivery in first.values()],
-    )
-    # A statement of its own, which sees what another transaction committed after the first one began.
-    rows = await connection.fetch(
-        "select caller, request_id, order_id from unnest($1::text[], $2::text[]) as asked (caller, request_id)"
-        " join order_requests using (caller, request_id)",
-        *keys,
     )
     return {(row["caller"], row["request_id"]): str(row["order_id"]) for row in rows}

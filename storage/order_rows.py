@@ -1,5 +1,6 @@
 """The row that decides an order, and the order that it stands for."""
 
+import dataclasses
 import datetime
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ from domain.erasure import Erasure
 from domain.lifecycle import TRANSITIONS, sources_of
 from domain.orders import etag_of
 from orderflow.events.v1.order_event_pb2 import OrderEventType
-from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
+from orderflow.orders.v1.order_pb2 import Money, Order, PaymentStatus
 from storage import erasures
 
 if TYPE_CHECKING:
@@ -30,12 +31,22 @@ _CHANGE: Final = (
     f" returning {COLUMNS}"
 )
 _MOVE_ALL: Final = (
-    "update orders set status = $3, payment_status = $4, revision = revision + 1,"  # noqa: S608
-    " failure_reason = moved.reason, update_time = greatest(update_time, $6)"
-    " from unnest($1::uuid[], $5::text[]) as moved (moved_id, reason)"
-    " where order_id = moved_id and status = any($2)"
+    "update orders set status = target, payment_status = paid, revision = revision + 1,"  # noqa: S608
+    " failure_reason = reason, update_time = greatest(update_time, $6)"
+    " from unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::smallint[], $5::text[])"
+    " as way (moved_id, source, target, paid, reason)"
+    " where order_id = moved_id and status = source"
     f" returning {COLUMNS}"
 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Move:
+    """What an event makes of an order."""
+
+    event: OrderEventType
+    payment_status: PaymentStatus
+    failure_reason: str = ""
 
 
 def order_of(row: asyncpg.Record) -> Order:
@@ -148,30 +159,18 @@ async def change(connection: "Connection", order: Order, *, now: datetime.dateti
     return order_of(row)
 
 
-async def move_all(
-    connection: "Connection",
-    event: OrderEventType,
-    failure_reasons: Mapping[str, str],
-    *,
-    payment_status: PaymentStatus,
-    now: datetime.datetime,
-) -> dict[str, Order]:
-    """Moves orders by compare-and-set: only those that the state table allows `event` where they stand.
+async def move_all(connection: "Connection", moves: Mapping[str, Move], *, now: datetime.datetime) -> dict[str, Order]:
+    """Moves orders, by their ids, by compare-and-set: only those whose event the state table allows where they stand.
 
-    `failure_reasons` has one for the id of each, in any order. The transaction must hold the rows: two that lock the
-    same ones here might wait for each other.
+    The transaction must hold the rows: two that lock the same ones here might wait for each other.
 
     Returns the orders that were moved, after the event, by their ids.
     """
-    sources, target = _way(event)
-    rows = await connection.fetch(
-        _MOVE_ALL, list(failure_reasons), sources, target, payment_status, list(failure_reasons.values()), now
-    )
+    # One row for each state that an order may be moved from: it is in one of them, or it is not moved.
+    ways = [
+        (order_id, source, TRANSITIONS[source, move.event], move.payment_status, move.failure_reason)
+        for order_id, move in moves.items()
+        for source in sources_of(move.event)
+    ]
+    rows = await connection.fetch(_MOVE_ALL, *zip(*ways, strict=True), now)
     return {str(row["order_id"]): order_of(row) for row in rows}
-
-
-def _way(event: OrderEventType) -> tuple[list[OrderStatus], OrderStatus]:
-    sources = sources_of(event)
-    targets = {TRANSITIONS[source, event] for source in sources}
-    assert len(targets) == 1, "the event leads to several states: tell which"
-    return sources, targets.pop()

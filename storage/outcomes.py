@@ -165,35 +165,34 @@ async def decide_all(
     Returns for each the events that were decided, or a stored outcome for the caller to `obey`. `decision` is handed
     those that have none; of several with the same event the first, and the others obey its outcome.
 
+    Hardly any record has one, so they are looked for only once one was in the way. Until then `decision` is handed
+    those records, too, whose orders have moved already; what it makes of them is rolled back.
+
     Raises:
         DependencyDown: as `decide`.
     """
+    stored: dict[tuple[str, str], StoredOutcome] = {}
     while True:
+        fresh: dict[tuple[str, str], Delivery] = {}
+        for each in deliveries:
+            if _key(each) not in stored:
+                fresh.setdefault(_key(each), each)
+        if not fresh:
+            return [stored[_key(each)] for each in deliveries]
         try:
             async with database.transaction() as connection:
-                return await _decided(connection, deliveries, decision, last)
-        except _StoredMeanwhileError:
-            continue  # that outcome is committed, so the next look finds and obeys it
-
-
-async def _decided(
-    connection: "Connection", deliveries: Sequence[Delivery], decision: DecisionOfAll, last: EffectOfAll | None
-) -> list[list[OrderEvent] | StoredOutcome]:
-    stored = await _find_all(connection, deliveries)
-    fresh: dict[tuple[str, str], Delivery] = {}
-    for each in deliveries:
-        if _key(each) not in stored:
-            fresh.setdefault(_key(each), each)
-    if not fresh:
-        return [stored[_key(each)] for each in deliveries]
-    events = await decision(connection, list(fresh.values()))
-    decided = dict(zip(fresh, events, strict=True))
-    for key, each in fresh.items():
-        stored[key] = _kept(each.coordinates, decided[key])
-    await _store(connection, list(fresh.values()), [stored[key] for key in fresh])
-    if last is not None:
-        await last(connection, list(itertools.chain.from_iterable(events)))
-    return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
+                events = await decision(connection, list(fresh.values()))
+                kept = [_kept(each.coordinates, told) for each, told in zip(fresh.values(), events, strict=True)]
+                await _store(connection, list(fresh.values()), kept)
+                if last is not None:
+                    await last(connection, list(itertools.chain.from_iterable(events)))
+        except _StoredMeanwhileError:  # by somebody who has committed, so that it is found now
+            async with database.connection() as connection:
+                stored = await _find_all(connection, deliveries)
+            continue
+        decided = dict(zip(fresh, events, strict=True))
+        stored.update(zip(fresh, kept, strict=True))
+        return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
 
 
 async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:

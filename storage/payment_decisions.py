@@ -15,6 +15,7 @@ from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStat
 from storage import forgotten, order_rows, outcomes, restores, stock
 from storage.database import Database
 from storage.gathering import Gathering
+from storage.order_rows import Move
 from storage.outcomes import Decision, Settled, StoredOutcome
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _MOST: Final = 200
 _HEAVIEST: Final = 4 * 1024 * 1024  # bytes: orders are read whole and events written, and a statement has but seconds
+
+_PAID: Final = Move(OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID, PaymentStatus.PAYMENT_STATUS_CAPTURED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,30 +283,23 @@ class PaymentDecisions:
     async def _book(self, connection: "Connection", answers: Sequence[_Answer]) -> list[list[OrderEvent]]:
         now = self._now()
         owners = await order_rows.lock_all(connection, [answer.order_id for answer in answers])
+        moves = dict[str, Move]()
         approved, declined = dict[str, str](), dict[str, tuple[str, str]]()
         for answer in answers:
             if answer.decline_reason is None:
+                moves[answer.order_id] = _PAID
                 approved[answer.order_id] = answer.reference
             else:
+                moves[answer.order_id] = Move(
+                    OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED,
+                    PaymentStatus.PAYMENT_STATUS_DECLINED,
+                    answer.decline_reason,
+                )
                 declined[answer.order_id] = answer.decline_reason, answer.reference
-        moved: dict[str, Order] = {}
+        moved = await order_rows.move_all(connection, moves, now=now)
         if approved:
-            moved |= await order_rows.move_all(
-                connection,
-                OrderEventType.ORDER_EVENT_TYPE_ORDER_PAID,
-                dict.fromkeys(approved, ""),
-                payment_status=PaymentStatus.PAYMENT_STATUS_CAPTURED,
-                now=now,
-            )
             await book_captures(connection, approved, now)
         if declined:
-            moved |= await order_rows.move_all(
-                connection,
-                OrderEventType.ORDER_EVENT_TYPE_PAYMENT_FAILED,
-                {order_id: reason for order_id, (reason, _) in declined.items()},
-                payment_status=PaymentStatus.PAYMENT_STATUS_DECLINED,
-                now=now,
-            )
             await _book_declines(connection, declined, now)
         return [_told(answer, moved.get(answer.order_id), owners) for answer in answers]
 

@@ -2,8 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
@@ -31,57 +31,58 @@ class StockLevel:
     prices: dict[str, int]
 
 
-async def listed_prices(connection: "Connection", skus: Iterable[str]) -> dict[tuple[str, str], int]:
-    """Returns the prices of SKUs in minor units, by SKU and currency code. Not every SKU has one."""
-    rows = await connection.fetch("select sku, currency_code, amount_minor from prices where sku = any($1)", list(skus))
-    return {(row["sku"], row["currency_code"]): row["amount_minor"] for row in rows}
+_LOCK_ORDER: Final = "order by sku for update"  # one lock order everywhere
 
 
-async def lock(connection: "Connection", skus: Iterable[str]) -> dict[str, int]:
-    """Returns what is available of SKUs, which stays so until the transaction ends. Those not known are left out."""
+class Offer(NamedTuple):
+    """What there is of SKUs: units by SKU, and prices in minor units by SKU and currency code. Not every SKU has one.
+
+    A SKU that is not known has no units, not even zero.
+    """
+
+    available: dict[str, int]
+    prices: dict[tuple[str, str], int]
+
+
+async def lock(connection: "Connection", skus: Iterable[str]) -> Offer:
+    """Returns what there is of SKUs. What is available stays so until the transaction ends."""
     rows = await connection.fetch(
-        "select sku, available from stock where sku = any($1) order by sku for update",  # one lock order everywhere
+        "select sku, available, currency_code, amount_minor from stock left join prices using (sku)"  # noqa: S608
+        f" where sku = any($1) {_LOCK_ORDER} of stock",
         list(skus),
     )
-    return {row["sku"]: row["available"] for row in rows}
+    return Offer(
+        {row["sku"]: row["available"] for row in rows},
+        {(row["sku"], row["currency_code"]): row["amount_minor"] for row in rows if row["currency_code"] is not None},
+    )
 
 
 async def hold(connection: "Connection", items: Iterable[LineItem]) -> None:
-    """Holds all items, of however many orders. Several SKUs must be locked before.
+    """Holds all items, of however many orders.
 
     Raises:
         ShortageError: there are too few of one. The transaction is of no more use.
     """
     try:
-        await _move(connection, _units(items), "available = available - quantity, held = held + quantity")
+        await _move(connection, "available = available - quantity, held = held + quantity", _units(items))
     except asyncpg.CheckViolationError as error:
         raise ShortageError from error
 
 
 async def settle(connection: "Connection", *, sold: Iterable[LineItem], given_back: Iterable[LineItem]) -> None:
     """Turns what items hold into sold, and gives back what others do, of however many orders."""
-    sells, returns = _units(sold), _units(given_back)
-    skus = list(sells.keys() | returns.keys())
-    await lock(connection, skus)
-    moved = await connection.execute(
-        "update stock set held = held - sells - returns, sold = sold + sells, available = available + returns"
-        " from unnest($1::text[], $2::bigint[], $3::bigint[]) as moved (sku, sells, returns)"
-        " where stock.sku = moved.sku",
-        skus,
-        [sells[sku] for sku in skus],
-        [returns[sku] for sku in skus],
-    )
-    _check(moved, skus)
+    change = "held = held - quantity - returned, sold = sold + quantity, available = available + returned"
+    await _move(connection, change, _units(sold), _units(given_back))
 
 
 async def give_back(connection: "Connection", items: Iterable[LineItem]) -> None:
     """Gives back what the items hold."""
-    await _move_locked(connection, _units(items), "held = held - quantity, available = available + quantity")
+    await settle(connection, sold=(), given_back=items)
 
 
 async def take_back(connection: "Connection", items: Iterable[LineItem]) -> None:
     """Makes what was sold of the items available again."""
-    await _move_locked(connection, _units(items), "sold = sold - quantity, available = available + quantity")
+    await _move(connection, "sold = sold - quantity, available = available + quantity", _units(items))
 
 
 def _units(items: Iterable[LineItem]) -> "collections.Counter[str]":
@@ -91,23 +92,28 @@ def _units(items: Iterable[LineItem]) -> "collections.Counter[str]":
     return units
 
 
-async def _move_locked(connection: "Connection", units: Mapping[str, int], change: str) -> None:
-    if len(units) > 1:
-        await lock(connection, units)
-    await _move(connection, units, change)
+_NONE: Final = collections.Counter[str]()
 
 
-async def _move(connection: "Connection", units: Mapping[str, int], change: str) -> None:
+async def _move(
+    connection: "Connection",
+    change: str,
+    quantity: "collections.Counter[str]",
+    returned: "collections.Counter[str]" = _NONE,
+) -> None:
+    """Makes a change of the rows of SKUs, which has these units of each."""
+    skus = list(quantity | returned)
+    # The update finds each row as it is once it is locked, whatever was committed while it waited for it. The checks
+    # hold for the row as it was when it began to wait, too: what is moved must have been put there before.
     moved = await connection.execute(
-        f"update stock set {change}"  # noqa: S608
-        " from unnest($1::text[], $2::bigint[]) as moved (sku, quantity) where stock.sku = moved.sku",
-        list(units),
-        list(units.values()),
+        f"with locked as (select sku from stock where sku = any($1) {_LOCK_ORDER})"  # noqa: S608 - constants
+        f" update stock set {change}"
+        " from locked join unnest($1::text[], $2::bigint[], $3::bigint[]) as moved (sku, quantity, returned)"
+        " using (sku) where stock.sku = locked.sku",
+        skus,
+        [quantity[sku] for sku in skus],
+        [returned[sku] for sku in skus],
     )
-    _check(moved, units)
-
-
-def _check(moved: str, skus: Collection[str]) -> None:
     assert moved == f"UPDATE {len(skus)}", "a SKU that was ordered has no row any more"
 
 

@@ -53,13 +53,8 @@ class Bench:
 
     async def cancel(self) -> None:
         async with self.database.transaction() as connection:
-            moved = await order_rows.move_all(
-                connection,
-                E.ORDER_EVENT_TYPE_ORDER_CANCELLED,
-                {self.order_id: ""},
-                payment_status=PaymentStatus.PAYMENT_STATUS_NONE,
-                now=self.now,
-            )
+            move = order_rows.Move(E.ORDER_EVENT_TYPE_ORDER_CANCELLED, PaymentStatus.PAYMENT_STATUS_NONE)
+            moved = await order_rows.move_all(connection, {self.order_id: move}, now=self.now)
             await stock_rows.give_back(connection, moved[self.order_id].items)
 
     async def level(self) -> StockLevel:

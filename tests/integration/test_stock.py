@@ -1,6 +1,7 @@
 """What an operator does with stock, and that none of it goes below zero."""
 
 import asyncio
+from collections.abc import Sequence
 
 import asyncpg
 import pytest
@@ -166,3 +167,74 @@ async def test_levels_by_page(own_database: Database) -> None:
         after = seen[-1]
         assert page[0].prices == {"EUR": 1}
     assert seen == skus
+
+
+# -- inside of others' transactions ------------------------------------------------------------------------------------
+
+
+async def stocked(database: Database, count: int) -> list[str]:
+    """Returns new SKUs of 100 units each, sorted."""
+    skus = sorted(a_sku() for _ in range(count))
+    for sku in skus:
+        await Stock(database).set_available(sku, 100)
+    return skus
+
+
+async def levels(database: Database, skus: Sequence[str]) -> list[tuple[int, int, int]]:
+    found = [(await Stock(database).levels(sku))[0] for sku in skus]
+    return [(each.available, each.held, each.sold) for each in found]
+
+
+async def test_units_move_from_where_they_were_put_meanwhile(database: Database) -> None:
+    """Who waits for a row moves what is there then, and not what was there when it began to wait."""
+    skus = await stocked(database, 2)
+    items = [an_item(sku, 3) for sku in skus]
+    async with database.transaction() as connection:
+        await rows.hold(connection, [an_item(sku, 4) for sku in skus])
+
+    async def settle() -> None:
+        async with database.transaction() as connection:
+            await rows.settle(connection, sold=items, given_back=[an_item(skus[1], 1)])
+
+    async with database.transaction() as connection:
+        await rows.hold(connection, [an_item(sku, 10) for sku in skus])
+        waiting = asyncio.create_task(settle())
+        await engines.until_waiting(database, 1)
+    await waiting
+    assert await levels(database, skus) == [(86, 11, 3), (87, 10, 3)]
+
+
+async def test_what_is_offered_is_what_is_left_once_it_is_locked(database: Database) -> None:
+    [sku] = await stocked(database, 1)
+    for currency in ("EUR", "JPY", "USD"):
+        await Stock(database).set_price(sku, currency, 5)
+
+    async def lock() -> rows.Offer:
+        async with database.transaction() as connection:
+            return await rows.lock(connection, [sku, a_sku()])
+
+    async with database.transaction() as connection:
+        await rows.hold(connection, [an_item(sku, 99)])
+        waiting = asyncio.create_task(lock())
+        await engines.until_waiting(database, 1)
+    assert await waiting == ({sku: 1}, {(sku, "EUR"): 5, (sku, "JPY"): 5, (sku, "USD"): 5})
+
+
+async def test_changes_of_the_same_skus_never_wait_for_each_other_in_a_circle(own_database: Database) -> None:
+    database, skus = own_database, await stocked(own_database, 3)
+    async with database.transaction() as connection:
+        await rows.hold(connection, [an_item(sku, 10) for sku in skus])
+        # So many that a plan looks for each by itself, in the order in which they are asked for.
+        await connection.execute("insert into stock (sku, available) select n::text, 1 from generate_series(1, 9999) n")
+    await engines.fetch(database, "analyze stock")
+
+    async def sell(own: Sequence[str]) -> None:
+        async with database.transaction() as connection:
+            await rows.settle(connection, sold=[an_item(sku, 1) for sku in own], given_back=[])
+
+    async with database.transaction() as connection:
+        await rows.hold(connection, [an_item(skus[1], 1)])
+        waiting = [asyncio.create_task(sell(own)) for own in (skus, skus[::-1])]
+        await engines.until_waiting(database, 2)
+    await asyncio.gather(*waiting)  # a deadlock would be a DependencyDown
+    assert await levels(database, skus) == [(90, 8, 2), (89, 9, 2), (90, 8, 2)]

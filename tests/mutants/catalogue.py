@@ -409,6 +409,22 @@ MUTANTS = (
         "if False:",
         "tests/integration/test_order_decisions.py tests/integration/test_gathered_decisions.py -k request_id",
     ),
+    Mutant(
+        "a later payload takes the request_id over",
+        "semantics 9: the first payload per (caller, request_id) keeps it",
+        "storage/order_decisions.py",
+        "do update set order_id = order_requests.order_id",
+        "do update set order_id = excluded.order_id",
+        "tests/integration/test_order_decisions.py tests/integration/test_gathered_decisions.py -k request_id",
+    ),
+    Mutant(
+        "stock is locked as it comes",
+        "semantics 2: one lock order everywhere, stock by SKU",
+        "storage/stock.py",
+        '" from locked join unnest(',
+        '" from (select unnest($1) as sku) as locked join unnest(',
+        "tests/integration/test_stock.py -k in_a_circle",
+    ),
     # -- the order's life: cancel, ship, refund, expire
     Mutant(
         "a refund counts once it is made",

@@ -1,0 +1,91 @@
+"""How many statements the transactions of an order take: each is a round trip that both sides wait and work for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from domain.records import Delivery
+from settings import DatabaseSettings
+from storage.database import Database
+from storage.order_decisions import OrderDecisions
+from storage.payment_decisions import PaymentDecisions
+from storage.stock import Stock
+from tests import engines
+from tests.builders import NOW, a_delivery, a_group, a_sku, an_item, an_order, order_created
+
+
+class Statements:
+    """Notes what is sent to a database that has one connection."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._sent: list[str] = []
+
+    async def listen(self) -> None:
+        async with self.database.connection() as connection:
+            connection.add_query_logger(lambda sent: self._sent.append(sent.query))
+
+    def told(self) -> str:
+        """The first word of each statement since the last call."""
+        words = [query.split(maxsplit=1)[0].strip(";") for query in self._sent]
+        self._sent.clear()
+        return " ".join(words).lower()
+
+
+@pytest.fixture
+async def statements(database_settings: DatabaseSettings) -> AsyncIterator[Statements]:
+    async with engines.opened(database_settings.model_copy(update={"pool_size": 1})) as database:
+        statements = Statements(database)
+        await statements.listen()
+        yield statements
+
+
+@pytest.fixture
+async def sku(database: Database) -> str:
+    sku = a_sku()
+    await Stock(database).set_available(sku, 100)
+    await Stock(database).set_price(sku, "EUR", 500)
+    return sku
+
+
+def created(sku: str, *, request_id: str = "") -> Delivery:
+    items = [an_item(sku, 1, 500)]
+    event = order_created(an_order(items=items), items=items, request_id=request_id, caller=a_group())
+    return a_delivery(event, group="order-processor")
+
+
+async def processing(statements: Statements, sku: str, count: int) -> list[Delivery]:
+    """Places orders. Returns their ORDER_PROCESSING. After it asyncpg has looked up all types."""
+    orders = OrderDecisions(statements.database, now=lambda: NOW)
+    placed = await asyncio.gather(*(orders.accept(created(sku, request_id="req-1")) for _ in range(count)))
+    statements.told()
+    return [a_delivery(event, group="payment-processor", offset=offset) for offset, [event] in enumerate(placed)]
+
+
+async def test_an_order_is_accepted(statements: Statements, sku: str) -> None:
+    await processing(statements, sku, 1)
+    orders = OrderDecisions(statements.database, now=lambda: NOW)
+    delivery = created(sku, request_id="req-1")
+    # The order, who is forgotten, the request, the stock that there is, what is held of it, the order, the outcome.
+    assert await orders.accept(delivery)
+    assert statements.told() == "begin insert select insert select with update insert commit"
+    assert await orders.accept(created(sku))
+    assert statements.told() == "begin insert select select with update insert commit"
+    assert await orders.accept(delivery)
+    assert statements.told() == "begin insert insert rollback select", "a replay, which meets its outcome"
+
+
+async def test_a_charge_is_intended_and_booked(statements: Statements, sku: str) -> None:
+    payments = PaymentDecisions(statements.database, now=lambda: NOW)
+    one, other, declined = await processing(statements, sku, 3)
+    await asyncio.gather(*map(payments.intend, (one, other, declined)))
+    assert statements.told() == "begin select insert commit"
+    # The orders' rows are locked, then moved; the payment; the outcome; the stock.
+    assert await payments.captured(one, gateway_reference=f"ch-{one.event.order.order_id}")
+    assert statements.told() == "begin select update with insert with commit"
+    await asyncio.gather(
+        payments.captured(other, gateway_reference=f"ch-{other.event.order.order_id}"),
+        payments.declined(declined, reason="no_money", gateway_reference=f"ch-{declined.event.order.order_id}"),
+    )
+    assert statements.told() == "begin select update with update insert with commit"
