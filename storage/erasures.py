@@ -27,12 +27,23 @@ def hash_of(user_id: str) -> str:
     return f"sha256(outer_key || sha256(inner_key || convert_to({user_id}, 'UTF8')))"
 
 
-# Without any erasure, the ordinary case, no hash is made.
-_FIND: Final = (
-    "select user_id, encode(user_hash, 'hex') as user_hash, before_time"  # noqa: S608 - constants
-    " from unnest($1::text[]) as asked (user_id) cross join user_hash_keys"
-    f" join erasures on user_hash = {hash_of('user_id')} where exists (select from erasures)"
-)
+def found_of(user_ids: str) -> str:
+    """Returns the SQL that finds the erasures of an array of user ids. Each must be in it once."""
+    # Without any erasure, the ordinary case, no hash is made.
+    return (
+        "select user_id, encode(user_hash, 'hex') as user_hash, before_time"  # noqa: S608 - constants
+        f" from unnest({user_ids}) as asked (user_id) cross join user_hash_keys"
+        f" join erasures on user_hash = {hash_of('user_id')} where exists (select from erasures)"
+    )
+
+
+_FIND: Final = found_of("$1::text[]")
+
+
+def distinct(user_ids: Iterable[str]) -> list[str]:
+    """Returns the ids that may be asked for, each once."""
+    # What only a forger writes, and no text of PostgreSQL can be, is nobody's who could have been erased.
+    return [user_id for user_id in dict.fromkeys(user_ids) if user_id and "\x00" not in user_id]
 
 
 def erasure_of(user_hash: str, row: asyncpg.Record) -> Erasure:
@@ -42,8 +53,7 @@ def erasure_of(user_hash: str, row: asyncpg.Record) -> Erasure:
 
 async def find(connection: "Connection", user_ids: Iterable[str]) -> dict[str, Erasure]:
     """Returns the erasures of those of the users that were erased."""
-    # What only a forger writes, and no text of PostgreSQL can be, is nobody's who could have been erased.
-    asked = [user_id for user_id in dict.fromkeys(user_ids) if user_id and "\x00" not in user_id]
+    asked = distinct(user_ids)
     if not asked:
         return {}
     rows = await connection.fetch(_FIND, asked)

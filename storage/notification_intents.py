@@ -1,6 +1,7 @@
 """What the notification service intends and decides: one send per (event, channel).
 
-Calls that arrive together share a transaction. Each is answered as if it had come alone, and only after the commit.
+Calls that arrive together share their statements, of which but one writes. Each is answered as if it had come alone,
+and only after the commit.
 """
 
 import contextlib
@@ -59,8 +60,8 @@ class NotificationIntents:
             UserErased: nothing was stored.
             DependencyDown: PostgreSQL is away.
         """
-        # The transaction is that of many messages; to each of them it is the time that it waited and took.
-        with self._database.span("transaction"):
+        # The statements are those of many messages; to each of them they are the time that it waited and they took.
+        with self._database.span("query"):
             answer = await self._intents.ask(_Intent(delivery, message_id))
         if isinstance(answer, StoredOutcome):
             return Settled(outcomes.obey(answer, delivery))
@@ -90,27 +91,30 @@ class NotificationIntents:
         Raises:
             DependencyDown: PostgreSQL is away.
         """
-        with self._database.span("transaction"):
+        with self._database.span("query"):
             answer = await self._decisions.ask(_Decision(delivery, event))
         return outcomes.obey(answer, delivery) if isinstance(answer, StoredOutcome) else answer
 
     async def _intend_all(self, intents: Sequence[_Intent]) -> list[StoredOutcome | UserErased | bool]:
-        async with self._database.transaction() as connection:
-            stored = await outcomes.find_all(connection, [each.delivery for each in intents])
-            undecided = [each for each, outcome in zip(intents, stored, strict=True) if outcome is None]
-            found = await erasures.find(connection, (each.delivery.event.order.user_id for each in undecided))
-            told = [each for each in undecided if not erasures.covered(found, each.delivery.event.order)]
+        # One statement writes, after what it rests on was read: that needs no transaction.
+        async with self._database.connection() as connection:
+            known = await outcomes.find_all(connection, [each.delivery for each in intents])
+            told = [
+                each
+                for each, (outcome, is_erased) in zip(intents, known, strict=True)
+                if outcome is None and not is_erased
+            ]
             first = await self._insert(connection, told)
         answers: list[StoredOutcome | UserErased | bool] = []
-        for each, outcome in zip(intents, stored, strict=True):
-            event = each.delivery.event
+        for each, (outcome, is_erased) in zip(intents, known, strict=True):
             if outcome is not None:
                 answers.append(outcome)
-            elif erasures.covered(found, event.order):
+            elif is_erased:
                 answers.append(UserErased())
             else:
-                answers.append(event.event_id in first)
-                first.discard(event.event_id)  # another record with the same event: this one may have sent it
+                event_id = each.delivery.event.event_id
+                answers.append(event_id in first)
+                first.discard(event_id)  # another record with the same event: this one may have sent it
         return answers
 
     async def _withdraw(self, unheard: Sequence[tuple[_Intent, StoredOutcome | UserErased | bool]]) -> None:
@@ -135,15 +139,11 @@ class NotificationIntents:
         return {row["event_id"] for row in rows}
 
     async def _decide_all(self, decisions: Sequence[_Decision]) -> list[list[OrderEvent] | StoredOutcome]:
-        told = {id(each.delivery): each.event for each in decisions}
-
-        async def decision(connection: "Connection", deliveries: Sequence[Delivery]) -> list[list[OrderEvent]]:
-            decided = [[event] if (event := told[id(each)]) is not None else [] for each in deliveries]
+        decided = [[each.event] if each.event is not None else [] for each in decisions]
+        async with self._database.connection() as connection:
             # Made from what came from the topic, and not from the row as everything else is.
             await erasures.apply(connection, [event.order for events in decided for event in events])
-            return decided
-
-        return await outcomes.decide_all(self._database, [each.delivery for each in decisions], decision)
+            return await outcomes.store_all(connection, [each.delivery for each in decisions], decided)
 
 
 def _weight(decision: _Decision) -> int:

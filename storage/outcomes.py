@@ -7,7 +7,7 @@ from the order's row, which it is erased from: so it emits the same event again,
 import dataclasses
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
@@ -15,6 +15,7 @@ from domain import erasure
 from domain.records import Coordinates, Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from orderflow.orders.v1.order_pb2 import Order
+from storage import erasures
 from storage.database import Database
 from telemetry import logs
 
@@ -103,30 +104,40 @@ async def store(connection: "Connection", delivery: Delivery, events: Sequence[O
     Raises:
         _StoredMeanwhileError: there is one; only inside `decide`, which then obeys it.
     """
-    await _store(connection, [delivery], [_kept(delivery.coordinates, events)])
+    await _store_or_raise(connection, [delivery], [_kept(delivery.coordinates, events)])
 
 
-async def _store(connection: "Connection", deliveries: Sequence[Delivery], stored: Sequence[StoredOutcome]) -> None:
+async def _store_or_raise(
+    connection: "Connection", deliveries: Sequence[Delivery], outcomes: Sequence[StoredOutcome]
+) -> None:
+    stored = await _store(connection, deliveries, outcomes)
+    if len(stored) < len(deliveries):
+        raise _StoredMeanwhileError
+
+
+async def _store(
+    connection: "Connection", deliveries: Sequence[Delivery], outcomes: Sequence[StoredOutcome]
+) -> set[tuple[str, str]]:
+    """Stores outcomes of different events. Returns the keys of those that had none, and have this one now."""
     # PostgreSQL has no arrays of arrays of different lengths: all events stand in one, each outcome has a slice of it.
-    ends = list(itertools.accumulate(len(each.events) for each in stored))
-    inserted = await connection.execute(
+    ends = list(itertools.accumulate(len(each.events) for each in outcomes))
+    rows = await connection.fetch(
         "insert into outcomes (group_name, event_id, topic, partition, record_offset, events, holds_contact)"
         " select group_name, event_id, topic, partition, record_offset, ($8::bytea[])[first:last], false"
         " from unnest($1::text[], $2::uuid[], $3::text[], $4::integer[], $5::bigint[], $6::integer[], $7::integer[])"
         " as decided (group_name, event_id, topic, partition, record_offset, first, last)"
         " order by group_name, event_id"  # one lock order everywhere
-        " on conflict do nothing",
+        " on conflict do nothing returning group_name, event_id",
         [each.group for each in deliveries],
         [each.event.event_id for each in deliveries],
         [each.coordinates.topic for each in deliveries],
         [each.coordinates.partition for each in deliveries],
         [each.coordinates.offset for each in deliveries],
-        [end - len(each.events) + 1 for end, each in zip(ends, stored, strict=True)],
+        [end - len(each.events) + 1 for end, each in zip(ends, outcomes, strict=True)],
         ends,
-        [event for each in stored for event in each.events],
+        [event for each in outcomes for event in each.events],
     )
-    if inserted != f"INSERT 0 {len(deliveries)}":
-        raise _StoredMeanwhileError
+    return {(row["group_name"], str(row["event_id"])) for row in rows}
 
 
 async def decide(
@@ -183,7 +194,7 @@ async def decide_all(
             async with database.transaction() as connection:
                 events = await decision(connection, list(fresh.values()))
                 kept = [_kept(each.coordinates, told) for each, told in zip(fresh.values(), events, strict=True)]
-                await _store(connection, list(fresh.values()), kept)
+                await _store_or_raise(connection, list(fresh.values()), kept)
                 if last is not None:
                     await last(connection, list(itertools.chain.from_iterable(events)))
         except _StoredMeanwhileError:  # by somebody who has committed, so that it is found now
@@ -195,10 +206,62 @@ async def decide_all(
         return [decided[_key(each)] if fresh.get(_key(each)) is each else stored[_key(each)] for each in deliveries]
 
 
-async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[StoredOutcome | None]:
-    """Returns for each record the outcome that is stored for its event. Of a database that is `of_many`."""
-    stored = await _find_all(connection, deliveries)
-    return [stored.get(_key(each)) for each in deliveries]
+async def store_all(
+    connection: "Connection", deliveries: Sequence[Delivery], events: Sequence[list[OrderEvent]]
+) -> list[list[OrderEvent] | StoredOutcome]:
+    """Stores what was decided where nothing else changes with it: that is one statement, and needs no transaction.
+
+    Returns as `decide_all` does. A record that has an outcome keeps it.
+    """
+    first: dict[tuple[str, str], Delivery] = {}
+    kept: dict[tuple[str, str], StoredOutcome] = {}
+    for each, told in zip(deliveries, events, strict=True):
+        if _key(each) not in first:
+            first[_key(each)], kept[_key(each)] = each, _kept(each.coordinates, told)
+    new = await _store(connection, list(first.values()), list(kept.values()))
+    if others := [each for key, each in first.items() if key not in new]:
+        # A statement of its own, which sees what another transaction committed after the first one began.
+        found = await _find_all(connection, others)
+        assert len(found) == len(others), "an outcome that was in the way is gone"
+        kept |= found
+    return [
+        told if _key(each) in new and first[_key(each)] is each else kept[_key(each)]
+        for each, told in zip(deliveries, events, strict=True)
+    ]
+
+
+class Known(NamedTuple):
+    """What is known of a record: the outcome that is stored for its event, and whether an erasure covers its order."""
+
+    outcome: StoredOutcome | None
+    is_erased: bool
+
+
+async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[Known]:
+    """Returns what is known of each record. Of a database that is `of_many`."""
+    user_ids = erasures.distinct(each.event.order.user_id for each in deliveries)
+    rows = await connection.fetch(
+        f"with erased as ({erasures.found_of('$1::text[]')})"  # noqa: S608 - a constant
+        " select topic, partition, record_offset, events, content, user_hash, before_time"
+        " from unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[]) with ordinality"
+        " as asked (group_name, event_id, asked_order, user_id, number)"
+        " left join outcomes using (group_name, event_id)"
+        " left join orders on orders.order_id = asked_order and topic is not null"
+        " left join erased using (user_id) order by number",
+        user_ids,
+        [each.group for each in deliveries],
+        [each.event.event_id for each in deliveries],
+        [each.event.order.order_id for each in deliveries],
+        [user_id if (user_id := each.event.order.user_id) in user_ids else "" for each in deliveries],
+    )
+    return [
+        Known(
+            outcome=_stored(row) if row["topic"] is not None else None,
+            is_erased=row["before_time"] is not None
+            and erasures.erasure_of(row["user_hash"], row).covers(each.event.order),
+        )
+        for each, row in zip(deliveries, rows, strict=True)
+    ]
 
 
 async def _find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:

@@ -74,14 +74,18 @@ def transaction(service: str, *, failed: str = "") -> Node:
     return node(f"{service}: CLIENT transaction {DATABASE}{failed}")
 
 
+def query(service: str) -> Node:
+    return node(f"{service}: CLIENT query {DATABASE}")
+
+
 def told(topic: str, *, channels: tuple[str, ...] = ("email", "sms")) -> list[Node]:
     """What follows from every lifecycle event: it is projected, and the customer is told of it."""
     groups = {
         channel: node(
             f"notification-{channel}: CONSUMER process {topic}",
-            transaction(f"notification-{channel}"),
+            query(f"notification-{channel}"),
             node(f"notification-{channel}: CLIENT {channel} send"),
-            transaction(f"notification-{channel}"),
+            query(f"notification-{channel}"),
             node(
                 f"notification-{channel}: PRODUCER send notifications",
                 node("projector: CONSUMER process notifications"),
@@ -90,9 +94,7 @@ def told(topic: str, *, channels: tuple[str, ...] = ("email", "sms")) -> list[No
         for channel in channels
     }
     for channel in {"email", "sms"} - groups.keys():  # that there is nobody to tell is an outcome, too
-        groups[channel] = node(
-            f"notification-{channel}: CONSUMER process {topic}", transaction(f"notification-{channel}")
-        )
+        groups[channel] = node(f"notification-{channel}: CONSUMER process {topic}", query(f"notification-{channel}"))
     return [node(f"projector: CONSUMER process {topic}"), *groups.values()]
 
 
@@ -119,7 +121,7 @@ async def test_the_trace_of_an_order_has_exactly_these_spans(traced: Traced) -> 
         [
             node(
                 "server: SERVER orderflow.orders.v1.OrderService/CreateOrder",
-                node(f"server: CLIENT query {DATABASE}"),
+                query("server"),
                 node(
                     "server: PRODUCER send orders",
                     *told("orders"),

@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from domain.records import Delivery
+from orderflow.orders.v1.order_pb2 import NotificationChannel
 from settings import DatabaseSettings
 from storage.database import Database
+from storage.notification_intents import NotificationIntents
 from storage.order_decisions import OrderDecisions
+from storage.outcomes import Settled
 from storage.payment_decisions import PaymentDecisions
 from storage.stock import Stock
 from tests import engines
-from tests.builders import NOW, a_delivery, a_group, a_sku, an_item, an_order, order_created
+from tests.builders import NOW, a_delivery, a_group, a_sku, an_item, an_order, emitted_for, order_created
 
 
 class Statements:
@@ -89,3 +92,22 @@ async def test_a_charge_is_intended_and_booked(statements: Statements, sku: str)
         payments.declined(declined, reason="no_money", gateway_reference=f"ch-{declined.event.order.order_id}"),
     )
     assert statements.told() == "begin select update with update insert with commit"
+
+
+async def test_an_e_mail_is_told(statements: Statements, sku: str) -> None:
+    intents = NotificationIntents(statements.database, NotificationChannel.NOTIFICATION_CHANNEL_EMAIL)
+    orders = await processing(statements, sku, 4)
+    first, *others = [a_delivery(each.event, group="notification-email") for each in orders]
+    assert await intents.intend(first, message_id="<1>") is True
+    await intents.decide(first, emitted_for(first))
+    statements.told()
+    assert await asyncio.gather(*(intents.intend(each, message_id="<1>") for each in others)) == [True] * 3
+    assert statements.told() == "with insert", "what is known, and the intents"
+    await asyncio.gather(*(intents.decide(each, emitted_for(each)) for each in others[:2]))
+    assert statements.told() == "select insert", "who was erased, and the outcomes"
+    await intents.decide(others[2], None)
+    assert statements.told() == "insert", "nothing is told of anybody"
+    assert await intents.intend(first, message_id="<1>") == Settled([emitted_for(first)])
+    assert statements.told() == "with"
+    await intents.decide(first, None)
+    assert statements.told() == "insert select", "a replay, which meets its outcome"
