@@ -6,6 +6,8 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
+import asyncpg
+
 from domain import events
 from domain.failures import Transient
 from domain.orders import charge_key
@@ -130,27 +132,34 @@ class PaymentDecisions:
         return intent
 
     async def _intend_all(self, calls: Sequence[_Intention]) -> list[ChargeIntent | _NoCharge]:
-        async with self._database.transaction() as connection:
-            found = await _lock_unpaid(connection, calls)
-            due = {order_id: each for order_id, each in found.items() if isinstance(each, _Due)}
-            intents = await self._intend(connection, due) if due else {}
-        answers: dict[str, ChargeIntent | _NoCharge] = {
-            order_id: intents[order_id] if isinstance(each, _Due) else each for order_id, each in found.items()
-        }
+        # A first charge, the ordinary case, takes a look that locks nothing, and one statement that locks, checks again
+        # and writes. Whatever is not as it looked, or was intended before, is looked at under its lock.
+        async with self._database.connection() as connection:
+            found = await _find_unpaid(connection, calls)
+            answers: dict[str, ChargeIntent | _NoCharge] = {
+                order_id: each for order_id, each in found.items() if not isinstance(each, _Due)
+            }
+            answers |= await self._intend_first(connection, _due(found))
+        if others := [call for call in calls if _order_id(call.delivery) in found.keys() - answers.keys()]:
+            async with self._database.transaction() as connection:
+                found = await _find_unpaid(connection, others, lock=True)
+                answers |= {order_id: each for order_id, each in found.items() if not isinstance(each, _Due)}
+                answers |= await self._intend_again(connection, _due(found))
         return [answers.get(_order_id(each.delivery), _NoCharge.NO_ROW) for each in calls]
 
-    async def _intend(
-        self, connection: "Connection", due: Mapping[str, _Due]
-    ) -> dict[str, ChargeIntent | Literal[_NoCharge.SETTLED]]:
-        """Returns the intents. Those of orders that are not to be charged any more are settled: they will expire."""
+    async def _intend_first(self, connection: "Connection", due: Mapping[str, _Due]) -> dict[str, ChargeIntent]:
+        """Returns the intents of orders that have none, and that are still to be paid when their rows are locked."""
+        if not due:
+            return {}
         now = self._now()
         rows = await connection.fetch(
-            "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
+            "with unpaid as (select order_id from orders where order_id = any($1::uuid[]) and status = $7"
+            " order by order_id for no key update)"  # one lock order everywhere
+            " insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
             " update_time) select order_id, idempotency_key, 'intended', amount_minor, currency_code, send_time, $6"
-            " from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[])"
-            " as intent (order_id, idempotency_key, amount_minor, currency_code, send_time)"
-            " order by order_id"  # one lock order everywhere
-            " on conflict (order_id) do nothing"
+            " from unpaid join unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[])"
+            " as intent (order_id, idempotency_key, amount_minor, currency_code, send_time) using (order_id)"
+            " order by order_id on conflict (order_id) do nothing"
             " returning order_id, idempotency_key, null::timestamptz as sent_before",
             list(due),
             [charge_key(order_id) for order_id in due],
@@ -158,43 +167,43 @@ class PaymentDecisions:
             [each.order.total.currency_code for each in due.values()],
             [None if each.look_up_first else now for each in due.values()],
             now,
+            OrderStatus.ORDER_STATUS_PROCESSING,
+        )
+        return {str(row["order_id"]): _intent(due[str(row["order_id"])], row, now) for row in rows}
+
+    async def _intend_again(
+        self, connection: "Connection", due: Mapping[str, _Due]
+    ) -> dict[str, ChargeIntent | Literal[_NoCharge.SETTLED]]:
+        """Returns the intents of orders that have one, whose rows are locked.
+
+        Those of orders that are not to be charged any more are settled: they will expire.
+        """
+        if not due:
+            return {}
+        now = self._now()
+        rows = await connection.fetch(
+            "select order_id, idempotency_key, first_send_time as sent_before from payments"
+            " where order_id = any($1::uuid[]) order by order_id for no key update",
+            list(due),
         )
         intents: dict[str, ChargeIntent | Literal[_NoCharge.SETTLED]] = {}
-        if known := list(due.keys() - {str(row["order_id"]) for row in rows}):
-            before = await connection.fetch(
-                "select order_id, idempotency_key, first_send_time as sent_before from payments"
-                " where order_id = any($1::uuid[]) order by order_id for no key update",
-                known,
-            )
-            rows += before
-            goes_out = []
-            for row in before:
-                each = due[str(row["order_id"])]
-                if each.in_doubt and row["sent_before"] is None and each.is_late(now) and not each.look_up_first:
-                    intents[each.order.order_id] = _NoCharge.SETTLED  # perhaps it had expired, and its customer knows
-                elif not each.look_up_first:
-                    goes_out.append(each.order.order_id)
-            await connection.execute(
-                # update_time tells the last who intended to send: only that one may take its send back.
-                "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
-                " where order_id = any($1::uuid[])",
-                goes_out,
-                now,
-            )
+        goes_out = []
         for row in rows:
             each = due[str(row["order_id"])]
-            intents.setdefault(
-                each.order.order_id,
-                ChargeIntent(
-                    each.order.order_id,
-                    row["idempotency_key"],
-                    each.order.total,
-                    each.order.payment_method,
-                    now,
-                    row["sent_before"],
-                    each.look_up_first,
-                ),
-            )
+            if each.in_doubt and row["sent_before"] is None and each.is_late(now) and not each.look_up_first:
+                intents[each.order.order_id] = _NoCharge.SETTLED  # perhaps it had expired, and its customer knows
+                continue
+            intents[each.order.order_id] = _intent(each, row, now)
+            if not each.look_up_first:
+                goes_out.append(each.order.order_id)
+        assert intents.keys() == due.keys(), "a payment that was in the way is gone"
+        await connection.execute(
+            # update_time tells the last who intended to send: only that one may take its send back.
+            "update payments set first_send_time = coalesce(first_send_time, $2), update_time = $2"
+            " where order_id = any($1::uuid[])",
+            goes_out,
+            now,
+        )
         return intents
 
     async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
@@ -372,10 +381,29 @@ async def _book_declines(
     )
 
 
-async def _lock_unpaid(
-    connection: "Connection", calls: Sequence[_Intention]
+def _due(found: Mapping[str, _Due | Literal[_NoCharge.SETTLED]]) -> dict[str, _Due]:
+    return {order_id: each for order_id, each in found.items() if isinstance(each, _Due)}
+
+
+def _intent(due: _Due, row: asyncpg.Record, now: datetime.datetime) -> ChargeIntent:
+    return ChargeIntent(
+        due.order.order_id,
+        row["idempotency_key"],
+        due.order.total,
+        due.order.payment_method,
+        now,
+        row["sent_before"],
+        due.look_up_first,
+    )
+
+
+async def _find_unpaid(
+    connection: "Connection", calls: Sequence[_Intention], *, lock: bool = False
 ) -> dict[str, _Due | Literal[_NoCharge.SETTLED]]:
-    """Locks the rows of records' orders. Returns those that are due by their ids; none without a row."""
+    """Returns records' orders by their ids, none without a row; if asked, with their rows locked.
+
+    An order that is settled stays so. One that is due may not be any more when its row is not locked.
+    """
     rows = await connection.fetch(
         "select orders.order_id, status = $4 and not exists (select from outcomes"  # noqa: S608 - constants
         " where outcomes.group_name = asked.group_name and outcomes.event_id = asked.event_id) as is_due, content,"
@@ -383,7 +411,7 @@ async def _lock_unpaid(
         " from unnest($1::uuid[], $2::text[], $3::uuid[], $5::timestamptz[])"
         " as asked (order_id, group_name, event_id, create_time)"
         " join orders using (order_id)"
-        " order by orders.order_id for no key update of orders",  # one lock order everywhere
+        f"{' order by orders.order_id for no key update of orders' if lock else ''}",  # one lock order everywhere
         [_order_id(call.delivery) for call in calls],
         [call.delivery.group for call in calls],
         [call.delivery.event.event_id for call in calls],

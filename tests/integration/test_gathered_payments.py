@@ -151,7 +151,8 @@ async def test_each_of_many_intents_is_as_if_it_had_come_alone(database: Databas
         (order_id(not_sent), None),
         (order_id(last), None),
     ]
-    assert len({intent.send_time for intent in intents}) == 1, "they came together"
+    assert intents[0].send_time == intents[3].send_time, "they came together"
+    assert intents[1].send_time == intents[2].send_time, "and these had been intended before"
     assert answers[3] == Settled([])
     assert answers[4] == Settled([paid_event])
     assert answers[5] == Settled([]), f"a copy: {copied_event.event_id}"
@@ -172,7 +173,7 @@ async def test_a_record_and_its_copy_at_once_are_two_sends(database: Database, d
     first, second, other = await intend_all(decisions, [record, at(record, offset=99), beside])
     assert first.first_send_time is None
     assert second.first_send_time == first.send_time < second.send_time
-    assert other.send_time == second.send_time, "they waited for the next gathering"
+    assert other.send_time > first.send_time, "they waited for the next gathering"
     await decisions.not_sent(first)
     [again] = await intend_all(decisions, [record])
     assert again.first_send_time == first.send_time
@@ -191,6 +192,39 @@ async def test_intents_and_cancellations_at_once_come_one_after_the_other(
     assert (await payments(database, records)).keys() == intended
     assert intended >= {order_id(each) for each in records[1::2]}
     assert await asyncio.gather(*map(decisions.intend, cancelled)) == [Settled([])] * len(cancelled)
+
+
+async def test_orders_that_change_between_the_look_and_the_intent(
+    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings
+) -> None:
+    """Of one somebody cancels, of another somebody else intends, and both commit while the intents wait for them."""
+    _, records = await some(database, 4)
+    cancelled, intended, beside, touched = records
+    async with engines.opened(database_settings) as another, another.transaction() as connection:
+        await connection.execute(
+            "update orders set status = $2 where order_id = $1",
+            order_id(cancelled),
+            OrderStatus.ORDER_STATUS_CANCELLED,
+        )
+        await connection.execute("update orders set revision = revision + 1 where order_id = $1", order_id(touched))
+        await connection.execute(
+            "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
+            " update_time) values ($1, 'key', 'intended', 1, 'EUR', $2, $2)",
+            order_id(intended),
+            NOW - datetime.timedelta(hours=1),
+        )
+        waiting = asyncio.create_task(asyncio.wait_for(asyncio.gather(*map(decisions.intend, records)), 30))
+        await engines.until_waiting(database, 1)
+    answers = await waiting
+    assert answers[0] == Settled([])
+    intents = [each for each in answers if isinstance(each, ChargeIntent)]
+    assert [(each.order_id, each.first_send_time) for each in intents] == [
+        (order_id(intended), NOW - datetime.timedelta(hours=1)),
+        (order_id(beside), None),
+        (order_id(touched), None),
+    ]
+    assert intents[0].idempotency_key == "key"
+    assert (await payments(database, records)).keys() == {order_id(each) for each in records[1:]}
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ async def test_a_charge_is_intended_and_booked(statements: Statements, sku: str)
     payments = PaymentDecisions(statements.database, now=lambda: NOW)
     one, other, declined = await processing(statements, sku, 3)
     await asyncio.gather(*map(payments.intend, (one, other, declined)))
-    assert statements.told() == "begin select insert commit"
+    assert statements.told() == "select with", "what is due, and the intents"
+    await payments.intend(one)
+    assert statements.told() == "select with begin select select update commit", "what was intended, under its lock"
     # The orders' rows are locked, then moved; the payment; the outcome; the stock.
     assert await payments.captured(one, gateway_reference=f"ch-{one.event.order.order_id}")
     assert statements.told() == "begin select update with insert with commit"

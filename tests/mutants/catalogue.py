@@ -443,6 +443,22 @@ MUTANTS = (
         f"{_COMMANDS} -k cancellation_before_the_payment",
     ),
     Mutant(
+        "an order that is cancelled after the look is charged",
+        "semantics 19: the intent fails when the order was cancelled or expired",
+        "storage/payment_decisions.py",
+        "order_id = any($1::uuid[]) and status = $7",
+        "order_id = any($1::uuid[]) and $7 = $7",
+        "tests/integration/test_gathered_payments.py -k between_the_look",
+    ),
+    Mutant(
+        "orders are locked in an order of its own",
+        "semantics 2: one lock order everywhere",
+        "storage/payment_decisions.py",
+        '" order by order_id for no key update)"',
+        '" order by order_id desc for no key update)"',
+        "tests/integration/test_gathered_payments.py -k 'never_for_good or in_a_circle'",
+    ),
+    Mutant(
         "a capture under a closed key is kept",
         "semantics 27: an approval that finds its payment closed is booked as refund due",
         "storage/payment_decisions.py",
