@@ -11,7 +11,7 @@ from orderflow.orders.v1.order_pb2 import LineItem, Order, PaymentStatus
 from storage import forgotten, order_rows, outcomes, stock
 from storage.database import Database
 from storage.gathering import Gathering
-from storage.order_rows import Move
+from storage.order_rows import Move, Moved
 from storage.outcomes import StoredOutcome
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ class OrderDecisions:
             if new.get(order_id) is not delivery:
                 decided.append([])  # the row moved under another event_id
             elif order_id in refusals:
-                decided.append([events.order_rejected(delivery, moved[order_id], refusals[order_id])])
+                decided.append([events.order_rejected(delivery, moved[order_id].order, refusals[order_id])])
             else:
-                decided.append([events.order_processing(delivery, moved[order_id])])
+                decided.append([events.order_processing(delivery, moved[order_id].order)])
         return decided
 
     async def _move(
         self, connection: "Connection", new: Mapping[str, Delivery], refusals: Mapping[str, OrderRejectedDetails]
-    ) -> dict[str, Order]:
+    ) -> dict[str, Moved]:
         if not new:
             return {}
         moves = dict.fromkeys(new, _ACCEPTED) | {

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import asyncpg
 
@@ -31,12 +31,17 @@ _CHANGE: Final = (
     f" returning {COLUMNS}"
 )
 _MOVE_ALL: Final = (
-    "update orders set status = target, payment_status = paid, revision = revision + 1,"  # noqa: S608
+    # All rows are locked, whether they move or not, for the select has them all; and none moves before it is locked,
+    # for what moves is one of them.
+    "with locked as (select order_id, caller from orders where order_id = any($1::uuid[])"  # noqa: S608
+    " order by order_id for no key update),"  # one lock order everywhere
+    " moved as (update orders set status = target, payment_status = paid, revision = revision + 1,"
     " failure_reason = reason, update_time = greatest(update_time, $6)"
     " from unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::smallint[], $5::text[])"
-    " as way (moved_id, source, target, paid, reason)"
-    " where order_id = moved_id and status = source"
-    f" returning {COLUMNS}"
+    " as way (order_id, source, target, paid, reason) join locked using (order_id)"
+    " where orders.order_id = locked.order_id and status = source"
+    f" returning {COLUMNS})"
+    " select caller, moved.* from locked left join moved on moved.order_id = locked.order_id"
 )
 
 
@@ -129,16 +134,6 @@ async def find_owned(connection: "Connection", order_id: str) -> tuple[Order, st
     return (order_of(row), row["caller"]) if row else None
 
 
-async def lock_all(connection: "Connection", order_ids: Collection[str]) -> dict[str, str]:
-    """Locks the rows of orders until the transaction ends. Returns who placed each that has one, by their ids."""
-    rows = await connection.fetch(
-        "select order_id, caller from orders where order_id = any($1::uuid[])"
-        " order by order_id for no key update",  # one lock order everywhere
-        list(order_ids),
-    )
-    return {str(row["order_id"]): row["caller"] for row in rows}
-
-
 async def change(connection: "Connection", order: Order, *, now: datetime.datetime) -> Order:
     """Writes what was changed of an order that was found with its row locked: statuses, reason, shipment, refunded.
 
@@ -159,12 +154,17 @@ async def change(connection: "Connection", order: Order, *, now: datetime.dateti
     return order_of(row)
 
 
-async def move_all(connection: "Connection", moves: Mapping[str, Move], *, now: datetime.datetime) -> dict[str, Order]:
+class Moved(NamedTuple):
+    """An order after its move, and who placed it."""
+
+    order: Order
+    owner: str
+
+
+async def move_all(connection: "Connection", moves: Mapping[str, Move], *, now: datetime.datetime) -> dict[str, Moved]:
     """Moves orders, by their ids, by compare-and-set: only those whose event the state table allows where they stand.
 
-    The transaction must hold the rows: two that lock the same ones here might wait for each other.
-
-    Returns the orders that were moved, after the event, by their ids.
+    The rows of all of them are locked until the transaction ends. Returns those that were moved.
     """
     # One row for each state that an order may be moved from: it is in one of them, or it is not moved.
     ways = [
@@ -173,4 +173,4 @@ async def move_all(connection: "Connection", moves: Mapping[str, Move], *, now: 
         for source in sources_of(move.event)
     ]
     rows = await connection.fetch(_MOVE_ALL, *zip(*ways, strict=True), now)
-    return {str(row["order_id"]): order_of(row) for row in rows}
+    return {str(row["order_id"]): Moved(order_of(row), row["caller"]) for row in rows if row["order_id"] is not None}

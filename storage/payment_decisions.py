@@ -17,7 +17,7 @@ from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStat
 from storage import forgotten, order_rows, outcomes, restores, stock
 from storage.database import Database
 from storage.gathering import Gathering
-from storage.order_rows import Move
+from storage.order_rows import Move, Moved
 from storage.outcomes import Decision, Settled, StoredOutcome
 
 if TYPE_CHECKING:
@@ -291,7 +291,6 @@ class PaymentDecisions:
 
     async def _book(self, connection: "Connection", answers: Sequence[_Answer]) -> list[list[OrderEvent]]:
         now = self._now()
-        owners = await order_rows.lock_all(connection, [answer.order_id for answer in answers])
         moves = dict[str, Move]()
         approved, declined = dict[str, str](), dict[str, tuple[str, str]]()
         for answer in answers:
@@ -310,7 +309,7 @@ class PaymentDecisions:
             await book_captures(connection, approved, now)
         if declined:
             await _book_declines(connection, declined, now)
-        return [_told(answer, moved.get(answer.order_id), owners) for answer in answers]
+        return [_told(answer, moved.get(answer.order_id)) for answer in answers]
 
     async def unknown(self, delivery: Delivery) -> None:
         """Records that the gateway answered and that did not settle the charge. No outcome: a replay goes on from it.
@@ -427,12 +426,13 @@ async def _find_unpaid(
     }
 
 
-def _told(answer: _Answer, order: Order | None, owners: Mapping[str, str]) -> list[OrderEvent]:
+def _told(answer: _Answer, moved: Moved | None) -> list[OrderEvent]:
     """Returns the events to emit: none of an order that was not moved."""
-    if order is None:
+    if moved is None:
         return []
+    order = moved.order
     # The record says who placed the order, unless it is a report.
-    owner = answer.delivery.event.metadata.caller or owners[order.order_id]
+    owner = answer.delivery.event.metadata.caller or moved.owner
     if answer.decline_reason is None:
         paid = OrderPaidDetails(gateway_reference=answer.reference, amount=order.total)
         return [events.order_paid(answer.delivery, order, paid, owner=owner)]

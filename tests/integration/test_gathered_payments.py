@@ -15,11 +15,13 @@ from domain.events import payment_reported
 from domain.failures import DependencyDown, Transient
 from domain.records import Delivery
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
-from orderflow.orders.v1.order_pb2 import OrderStatus
+from orderflow.orders.v1.order_pb2 import OrderStatus, PaymentStatus
 from settings import DatabaseSettings
+from storage import order_rows
 from storage.database import Database
 from storage.order_commands import OrderCommands
 from storage.order_decisions import OrderDecisions
+from storage.order_rows import Move
 from storage.outcomes import Settled
 from storage.payment_decisions import ChargeIntent, PaymentDecisions
 from storage.stock import Stock, StockLevel
@@ -28,6 +30,7 @@ from tests.builders import NOW, a_command, a_delivery, a_sku, an_id, an_item, an
 
 E = OrderEventType
 GROUP = "payment-processor"
+CAPTURED = PaymentStatus.PAYMENT_STATUS_CAPTURED
 AVAILABLE = 10_000
 
 
@@ -285,6 +288,48 @@ async def test_each_of_many_answers_is_booked_as_if_it_had_come_alone(own_databa
     assert rows[order_id(declined)]["decline_reason"] == "EXPIRED_CARD"
     assert await level(own_database, sku) == StockLevel(sku, AVAILABLE - 4, 0, 4, {})
     assert await engines.fetch(own_database, "select * from updates") == [{"sku": sku}], "once for all"
+
+
+async def test_orders_that_change_while_what_was_answered_waits_for_them(
+    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings
+) -> None:
+    """One was cancelled, another only touched: what is booked rests on what was committed last."""
+    _, records = await some(database, 3)
+    cancelled, touched, _ = records
+    await intend_all(decisions, records)
+    async with engines.opened(database_settings) as another, another.transaction() as connection:
+        await connection.execute(
+            "update orders set status = $2, revision = 3 where order_id = $1",
+            order_id(cancelled),
+            OrderStatus.ORDER_STATUS_CANCELLED,
+        )
+        await connection.execute("update orders set revision = 7, shipment = '' where order_id = $1", order_id(touched))
+        waiting = asyncio.create_task(capture_all(decisions, records))
+        await engines.until_waiting(database, 1)
+    told = await waiting
+    assert [types(events) for events in told] == [[], ["ORDER_PAID"], ["ORDER_PAID"]]
+    assert [events[0].revision for events in told if events] == [8, 3]
+    assert told[1][0].order.HasField("shipment")
+    assert {each["state"] for each in (await payments(database, records)).values()} == {"captured"}
+
+
+async def test_an_order_that_does_not_move_is_locked_all_the_same(
+    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings
+) -> None:
+    """What is booked of a cancelled order's payment comes after or before its refund, and never in the middle of it."""
+    _, records = await some(database, 3)
+    for each in records[1:]:
+        await cancel(database, each)
+    moves = {order_id(each): Move(E.ORDER_EVENT_TYPE_ORDER_PAID, CAPTURED) for each in records}
+    for left in (moves, {order_id(each): moves[order_id(each)] for each in records[1:]}):
+        async with engines.opened(database_settings) as another, another.transaction() as connection:
+            assert (await order_rows.move_all(connection, left, now=NOW)).keys() == left.keys() & {order_id(records[0])}
+            free = await engines.fetch(
+                database,
+                "select from orders where order_id = any($1::uuid[]) for no key update skip locked",
+                list(left),
+            )
+            assert not free
 
 
 async def test_a_charge_and_a_report_of_it_at_once_pay_the_order_once(

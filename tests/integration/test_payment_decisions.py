@@ -55,7 +55,7 @@ class Bench:
         async with self.database.transaction() as connection:
             move = order_rows.Move(E.ORDER_EVENT_TYPE_ORDER_CANCELLED, PaymentStatus.PAYMENT_STATUS_NONE)
             moved = await order_rows.move_all(connection, {self.order_id: move}, now=self.now)
-            await stock_rows.give_back(connection, moved[self.order_id].items)
+            await stock_rows.give_back(connection, moved[self.order_id].order.items)
 
     async def level(self) -> StockLevel:
         (level,) = await Stock(self.database).levels(self.sku)

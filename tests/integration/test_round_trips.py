@@ -72,9 +72,9 @@ async def test_an_order_is_accepted(statements: Statements, sku: str) -> None:
     delivery = created(sku, request_id="req-1")
     # The order, who is forgotten, the request, the stock that there is, what is held of it, the order, the outcome.
     assert await orders.accept(delivery)
-    assert statements.told() == "begin insert select insert select with update insert commit"
+    assert statements.told() == "begin insert select insert select with with insert commit"
     assert await orders.accept(created(sku))
-    assert statements.told() == "begin insert select select with update insert commit"
+    assert statements.told() == "begin insert select select with with insert commit"
     assert await orders.accept(delivery)
     assert statements.told() == "begin insert insert rollback select", "a replay, which meets its outcome"
 
@@ -86,14 +86,14 @@ async def test_a_charge_is_intended_and_booked(statements: Statements, sku: str)
     assert statements.told() == "select with", "what is due, and the intents"
     await payments.intend(one)
     assert statements.told() == "select with begin select select update commit", "what was intended, under its lock"
-    # The orders' rows are locked, then moved; the payment; the outcome; the stock.
+    # The orders' rows are locked and moved; the payment; the outcome; the stock.
     assert await payments.captured(one, gateway_reference=f"ch-{one.event.order.order_id}")
-    assert statements.told() == "begin select update with insert with commit"
+    assert statements.told() == "begin with with insert with commit"
     await asyncio.gather(
         payments.captured(other, gateway_reference=f"ch-{other.event.order.order_id}"),
         payments.declined(declined, reason="no_money", gateway_reference=f"ch-{declined.event.order.order_id}"),
     )
-    assert statements.told() == "begin select update with update insert with commit"
+    assert statements.told() == "begin with with update insert with commit"
 
 
 async def test_an_e_mail_is_told(statements: Statements, sku: str) -> None:
