@@ -239,7 +239,7 @@ class Known(NamedTuple):
 
 async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> list[Known]:
     """Returns what is known of each record. Of a database that is `of_many`."""
-    user_ids = erasures.distinct(each.event.order.user_id for each in deliveries)
+    user_ids = dict.fromkeys(erasures.distinct(each.event.order.user_id for each in deliveries))
     rows = await connection.fetch(
         f"with erased as ({erasures.found_of('$1::text[]')})"  # noqa: S608 - a constant
         " select topic, partition, record_offset, events, content, user_hash, before_time"
@@ -248,7 +248,7 @@ async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> 
         " left join outcomes using (group_name, event_id)"
         " left join orders on orders.order_id = asked_order and topic is not null"
         " left join erased using (user_id) order by number",
-        user_ids,
+        list(user_ids),
         [each.group for each in deliveries],
         [each.event.event_id for each in deliveries],
         [each.event.order.order_id for each in deliveries],

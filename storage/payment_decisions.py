@@ -88,7 +88,7 @@ class _NoCharge(enum.Enum):
 
 
 class PaymentDecisions:
-    """Decisions on charges: those that arrive together in one transaction, first their intents, then their answers."""
+    """Decisions on charges: those that arrive together share statements, first for their intents, then the answers."""
 
     def __init__(self, database: Database, *, now: Callable[[], datetime.datetime]) -> None:
         """Uses the database's pool."""
@@ -121,8 +121,8 @@ class PaymentDecisions:
             DependencyDown: PostgreSQL is away.
         """
         call = _Intention(delivery, looked_up)
-        # The transaction is that of many orders; to each of them it is the time that it waited and took.
-        with self._database.span("transaction"):
+        # The statements are those of many orders; to each of them they are the time that it waited and they took.
+        with self._database.span("query"):
             intent = await self._intents.ask(call)
         match intent:
             case _NoCharge.NO_ROW:

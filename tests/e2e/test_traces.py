@@ -101,7 +101,7 @@ def told(topic: str, *, channels: tuple[str, ...] = ("email", "sms")) -> list[No
 def charged(*, channels: tuple[str, ...] = ("email", "sms")) -> list[Node]:
     """What the payment processor does for an order, and what follows from it."""
     return [
-        transaction("payment-processor"),
+        query("payment-processor"),
         node("payment-processor: CLIENT gateway charge"),
         transaction("payment-processor"),
         node("payment-processor: PRODUCER send payments", *told("payments", channels=channels)),
@@ -165,7 +165,7 @@ async def write(system: ObservedSystem, event: OrderEvent, traceparent: str) -> 
 def failed(topic: str, attempt: int, then: str = "") -> Node:
     marks = f" attempt {attempt}" * (attempt > 1) + " failed ORDER_UNKNOWN" + " linked" * (attempt > 1)
     # The intents of all, and, for the one that has no row, whether it was purged.
-    below = [transaction("payment-processor"), transaction("payment-processor", failed=" failed ORDER_UNKNOWN")]
+    below = [query("payment-processor"), transaction("payment-processor", failed=" failed ORDER_UNKNOWN")]
     if then:
         below.append(node(f"payment-processor: PRODUCER send {then}"))
     return node(f"payment-processor: CONSUMER process {topic}{marks}", *below)
