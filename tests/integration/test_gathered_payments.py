@@ -332,6 +332,29 @@ async def test_an_order_that_does_not_move_is_locked_all_the_same(
             assert not free
 
 
+@pytest.mark.parametrize("is_booked", [False, True], ids=["intents", "answers"])
+async def test_orders_are_locked_by_id_in_whatever_order_they_come(
+    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings, is_booked: bool
+) -> None:
+    """Who waits for one in the middle has those before it, and none after it."""
+    records = sorted((await some(database, 3))[1], key=order_id)
+    first, middle, last = map(order_id, records)
+    if is_booked:
+        await intend_all(decisions, records)
+    async with engines.opened(database_settings) as another, another.transaction() as connection:
+        await connection.execute("update orders set revision = revision + 1 where order_id = $1", middle)
+        call = capture_all if is_booked else intend_all
+        waiting = asyncio.create_task(call(decisions, [records[2], records[0], records[1]]))  # type: ignore[operator]
+        await engines.until_waiting(database, 1)
+        free = await engines.fetch(
+            database,
+            "select order_id::text from orders where order_id = any($1::uuid[]) for no key update skip locked",
+            [first, middle, last],
+        )
+    await waiting
+    assert free == [{"order_id": last}]
+
+
 async def test_a_charge_and_a_report_of_it_at_once_pay_the_order_once(
     database: Database, decisions: PaymentDecisions
 ) -> None:

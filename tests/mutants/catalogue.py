@@ -266,7 +266,7 @@ MUTANTS = (
         "storage/order_rows.py",
         '" order by order_id for no key update),"',
         '" order by order_id desc for no key update),"',
-        "tests/integration/test_gathered_payments.py -k never_for_good",
+        "tests/integration/test_gathered_payments.py -k locked_by_id",
     ),
     Mutant(
         "a repeated charge counts as the first",
@@ -464,7 +464,7 @@ MUTANTS = (
         "storage/payment_decisions.py",
         '" order by order_id for no key update)"',
         '" order by order_id desc for no key update)"',
-        "tests/integration/test_gathered_payments.py -k 'never_for_good or in_a_circle'",
+        "tests/integration/test_gathered_payments.py -k locked_by_id",
     ),
     Mutant(
         "a capture under a closed key is kept",
