@@ -10,6 +10,7 @@ import asyncpg
 from domain.erasure import Erasure
 from domain.lifecycle import TRANSITIONS, sources_of
 from domain.orders import etag_of
+from domain.times import set_time, time_of
 from orderflow.events.v1.order_event_pb2 import OrderEventType
 from orderflow.orders.v1.order_pb2 import Money, Order, PaymentStatus
 from storage import erasures
@@ -62,7 +63,7 @@ def order_of(row: asyncpg.Record) -> Order:
     order.revision = row["revision"]
     order.etag = etag_of(order.order_id, order.revision)
     order.failure_reason = row["failure_reason"]
-    order.update_time.FromDatetime(row["update_time"])
+    set_time(order.update_time, row["update_time"])
     if row["shipment"] is not None:
         order.shipment.MergeFromString(row["shipment"])
     if row["refunded_minor"]:
@@ -86,8 +87,8 @@ async def insert_all(connection: "Connection", orders: Sequence[Order], *, calle
         [order.status for order in orders],
         [order.payment_status for order in orders],
         [order.revision for order in orders],
-        [order.expire_time.ToDatetime(datetime.UTC) for order in orders],
-        [order.update_time.ToDatetime(datetime.UTC) for order in orders],
+        [time_of(order.expire_time) for order in orders],
+        [time_of(order.update_time) for order in orders],
     )
     return {str(row["order_id"]) for row in rows}
 

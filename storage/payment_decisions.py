@@ -12,6 +12,7 @@ from domain import events
 from domain.failures import Transient
 from domain.orders import charge_key
 from domain.records import Delivery
+from domain.times import time_of
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType, OrderPaidDetails, PaymentFailedDetails
 from orderflow.orders.v1.order_pb2 import Money, Order, OrderStatus, PaymentStatus
 from storage import forgotten, order_rows, outcomes, restores, stock
@@ -77,7 +78,7 @@ class _Due:
         return self.in_doubt and not self.looked_up
 
     def is_late(self, now: datetime.datetime) -> bool:
-        return self.order.expire_time.ToDatetime(datetime.UTC) <= now
+        return time_of(self.order.expire_time) <= now
 
 
 class _NoCharge(enum.Enum):
@@ -415,7 +416,7 @@ async def _find_unpaid(
         [call.delivery.group for call in calls],
         [call.delivery.event.event_id for call in calls],
         OrderStatus.ORDER_STATUS_PROCESSING,
-        [call.delivery.event.order.create_time.ToDatetime(datetime.UTC) for call in calls],
+        [time_of(call.delivery.event.order.create_time) for call in calls],
     )
     looked_up = {_order_id(call.delivery): call.looked_up for call in calls}
     return {

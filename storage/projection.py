@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from domain.letters import order_id_of
 from domain.projection import PositionMoved, ProjectionBatch
 from domain.records import Coordinates
+from domain.times import time_of
 from orderflow.events.v1.dead_letter_pb2 import DeadLetter
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from storage import erased_letters, erasures, forgotten, order_notices
@@ -124,7 +125,7 @@ async def _write_history(
             [event.event_id for _, event in events],
             [event.type for _, event in events],
             [event.revision for _, event in events],
-            [event.occur_time.ToDatetime(datetime.UTC) for _, event in events],
+            [time_of(event.occur_time) for _, event in events],
             [at.topic for at, _ in events],
             [at.partition for at, _ in events],
             [at.offset for at, _ in events],
@@ -153,7 +154,7 @@ async def _write_views(connection: "Connection", events: Sequence[OrderEvent]) -
             [view.order.user_id for view in views],
             [view.order.status for view in views],
             [view.revision for view in views],
-            [view.order.create_time.ToDatetime(datetime.UTC) for view in views],
+            [time_of(view.order.create_time) for view in views],
             [view.order.SerializeToString() for view in views],
         )
 
