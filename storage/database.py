@@ -57,8 +57,9 @@ class Database:
     def __init__(self, settings: DatabaseSettings, *, application: str, of_many: bool = False) -> None:
         """`application` is what pg_stat_activity shows. `of_many`: statements are each about many rows."""
         self._settings = settings
-        # A plan made while the tables were small would be kept, and read the whole of them when they are not.
-        self._plans = {"plan_cache_mode": "force_custom_plan"} if of_many else {}
+        # A plan made while the tables were small would be kept, and read the whole of them when they are not. And so
+        # would one that takes a look by an index for a seek on a disk: what they are about was written a moment ago.
+        self._plans = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1"} if of_many else {}
         self._application = application
         self._pool: Pool | None = None
         self._turns = Turns(settings.pool_size)

@@ -23,3 +23,11 @@ async def test_what_a_transaction_sets_ends_with_it(database_settings: DatabaseS
             await connection.execute("set local plan_cache_mode = force_generic_plan")
         async with database.connection() as connection:
             assert await connection.fetchval("show plan_cache_mode") == "force_custom_plan"
+
+
+async def test_whoever_asks_about_many_rows_has_plans_of_their_own_by_index(
+    database_settings: DatabaseSettings,
+) -> None:
+    async with engines.opened(database_settings) as database, database.connection() as connection:
+        assert await connection.fetchval("show plan_cache_mode") == "force_custom_plan"
+        assert await connection.fetchval("show random_page_cost") == "1.1"
