@@ -71,6 +71,7 @@ def doubled_kafka(monkeypatch: pytest.MonkeyPatch) -> Producer:
     monkeypatch.setattr(aiokafka_internals, "read_committed", committed)
     monkeypatch.setattr(aiokafka_internals, "discard_producer", discarded)
     monkeypatch.setattr(aiokafka_internals, "watch_transactional_requests", lambda *_: None)
+    monkeypatch.setattr(aiokafka_internals, "add", lambda *_, **__: None)  # as it says where `send` is to be called
     return Producer()
 
 

@@ -269,7 +269,7 @@ async def slow_statement(watched: WatchedSystem) -> AsyncIterator[asyncpg.Connec
     try:
         await connection.execute(
             "create function slow() returns trigger language plpgsql as"
-            " $$ begin perform pg_sleep(1.2); return null; end $$;"
+            " $$ begin perform pg_sleep(1.05); return null; end $$;"
             " create trigger slow before insert on order_events for each statement execute function slow()"
         )
         yield connection

@@ -1,0 +1,1 @@
+"""A package: its system ends with the last of its tests."""
