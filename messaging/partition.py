@@ -40,7 +40,7 @@ from messaging.linger import longest_wait
 from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
 from messaging.transaction import Done, OutputRefusedError
-from messaging.window import Window
+from messaging.window import MAX_SPAN, Window
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from telemetry import logs, metrics, tracing
@@ -51,6 +51,7 @@ T = TypeVar("T")
 _IDLE_COMMIT_SECONDS: Final = 1.0
 _FENCED_WAIT_SECONDS: Final = 3.0  # three heartbeats: a process that lost the partition learns of it before it reopens
 _REOPEN_WAIT_SECONDS: Final = 0.5
+_MOST_SKIPPED: Final = MAX_SPAN // 2  # far more than share a transaction, and no window is full of them
 HANDLING_LIMIT: Final = "HANDLING_LIMIT"
 
 
@@ -141,6 +142,7 @@ class PartitionRunner:
         self._waiting: set[asyncio.Task[None]] = set()
         self._done: list[Done] = []
         self._done_with_outputs = False
+        self._skipped = 0
         self._wake = asyncio.Event()
         self._longest_wait = 0.0
         self._due = asyncio.Event()
@@ -210,7 +212,7 @@ class PartitionRunner:
             past = retry.provenance_of(record, self._tiers)
             event = _readable(record, past)
             if event is not None and event.type not in self._spec.handles:
-                self._note(Done(record.offset, []))  # before anything is shown of it: there is nothing to see
+                self._skip(record.offset)  # before anything is shown of it: there is nothing to see
                 continue
             delivered = _Delivered(record, past, event)
             queue = self._queues.get(record.key)
@@ -312,6 +314,7 @@ class PartitionRunner:
         self._beyond.clear()
         self._done.clear()
         self._done_with_outputs = False
+        self._skipped = 0
         await self._close_producer(flush_seconds=0.0)
         await asyncio.sleep(wait)
 
@@ -345,6 +348,17 @@ class PartitionRunner:
             self._note(done)
         if not queue:
             del self._queues[key]
+
+    def _skip(self, offset: int) -> None:
+        """Has the next commit pass a record that nothing follows from. It waits for nobody and takes no slot.
+
+        Else whoever skips most of a topic, as the payment processor does new orders, would be slow to get past them.
+        """
+        self._window.finish(offset)
+        self._skipped += 1
+        self._wake.set()
+        if self._skipped >= _MOST_SKIPPED:
+            self._due.set()
 
     def _note(self, done: Done) -> None:
         """Notes that a record is done, and wakes the commit if the transaction need not wait any longer."""
@@ -545,15 +559,16 @@ class PartitionRunner:
             if self._draining and self._tasks:
                 continue  # drain() wakes again when they have ended or have to
             done, self._done, self._done_with_outputs = self._done, [], False
-            if done:
-                await self._commit(done)
+            skipped, self._skipped = self._skipped, 0
+            if done or skipped:
+                await self._commit(done, skipped=skipped)
             if self._draining and not (self._done or self._tasks):
                 return
 
     async def _wait_for_more(self) -> None:
         """Lets more records get done before the transaction, for as long as it may wait (messaging.linger)."""
         since = asyncio.get_running_loop().time()
-        while not self._draining and self._crash is None and self._done:
+        while not self._draining and self._crash is None and (self._done or self._skipped):
             self._longest_wait = self._may_wait()
             if (left := since + self._longest_wait - asyncio.get_running_loop().time()) <= 0:
                 return
@@ -563,6 +578,8 @@ class PartitionRunner:
                     await self._due.wait()
 
     def _may_wait(self) -> float:
+        if self._skipped >= _MOST_SKIPPED:
+            return 0.0
         return longest_wait(
             done=len(self._done),
             with_outputs=self._done_with_outputs,
@@ -573,7 +590,7 @@ class PartitionRunner:
 
     async def _commit_position(self) -> None:
         """Moves the committed offset past markers when nothing else does, so that lag reaches 0."""
-        if self._window.unfinished or self._done or self._beyond or self._draining:
+        if self._window.unfinished or self._done or self._skipped or self._beyond or self._draining:
             return
         async with asyncio.timeout(_IDLE_COMMIT_SECONDS):
             position: int = await self._consumer.position(self.partition)
@@ -587,14 +604,16 @@ class PartitionRunner:
             self._log.warning("worker.transaction.suspect")
             raise ProducerSuspectError
 
-    async def _commit(self, done: list[Done]) -> None:
+    async def _commit(self, done: list[Done], *, skipped: int) -> None:
         for each in done:
             self._window.finish(each.offset)
         offset, metadata = self._window.advance()
         await self._transact(done, offset, metadata)
         self._deliver()
         funnel.acknowledged(record for each in done for record in each.outputs)
-        for outcome, count in collections.Counter(each.outcome for each in done).items():
+        counts = collections.Counter[str](each.outcome for each in done)
+        counts["handled"] += skipped
+        for outcome, count in counts.items():
             metrics.DONE.labels(self._spec.group, self.partition.topic, outcome).inc(count)
         if self._refused:
             for each in done:

@@ -1,14 +1,16 @@
 """How long done records wait for others to share their transaction with."""
 
 import asyncio
+import dataclasses
 import time
 
 import pytest
 from aiokafka import ConsumerRecord
 
 from domain.records import Delivery
-from messaging import envelope
+from messaging import envelope, linger
 from messaging.linger import CROWD_SECONDS, SKIPPED_SECONDS, longest_wait
+from messaging.window import MAX_SPAN
 from messaging.worker import Limits
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
 from tests.builders import a_record, emitted_for, order_event
@@ -89,6 +91,25 @@ async def test_a_skipped_record_is_committed_with_the_next_that_has_outputs(kafk
     async with running(kafka, told, limits=LIMITS) as ran:
         await ran.done(skipped(0), a_placed_record(1))
         assert kafka.transactions == 1
+
+
+async def test_skipped_records_take_no_slot_and_are_passed_together(kafka: Producer) -> None:
+    async with running(kafka, told, limits=LIMITS) as ran:
+        one = skipped(0)
+        count = 4 * LIMITS.max_in_flight
+        ran.runner.accept([dataclasses.replace(one, offset=offset) for offset in range(count)])
+        assert ran.runner.wants_records
+        await eventually(lambda: ran.runner.standing.committed == count, "all are passed")
+    assert kafka.transactions == 1
+
+
+async def test_many_skipped_records_are_passed_at_once(kafka: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "SKIPPED_SECONDS", _LONG)
+    async with running(kafka, told, limits=LIMITS) as ran:
+        one, began = skipped(0), time.monotonic()
+        ran.runner.accept([dataclasses.replace(one, offset=offset) for offset in range(MAX_SPAN)])
+        await eventually(lambda: ran.runner.standing.committed == MAX_SPAN, "all are passed")
+        assert time.monotonic() - began < _SOON
 
 
 def skipped(offset: int) -> ConsumerRecord:
