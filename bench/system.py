@@ -100,7 +100,7 @@ class BenchSystem(System):
                 await self.stop_all()
 
     async def _forget_everything(self) -> None:
-        connection = await asyncpg.connect(self.dsn_of("postgres"), timeout=10)
+        connection = await asyncpg.connect(self.postgres.dsn_of("postgres"), timeout=10)
         try:
             await connection.execute(f'drop database if exists "{self.postgres.database}" with (force)', timeout=60)
             await connection.execute(f'create database "{self.postgres.database}"', timeout=60)
@@ -121,18 +121,14 @@ class BenchSystem(System):
         finally:
             await admin.close()
 
-    def dsn_of(self, database: str) -> str:
-        """Returns the address of another database of the same PostgreSQL."""
-        return f"{self.postgres.dsn.rpartition('/')[0]}/{database}"
-
     @contextlib.asynccontextmanager
     async def copied_database(self, name: str) -> AsyncIterator[str]:
         """Gives the body a copy of the database as it is now, which nobody may use meanwhile; yields its address."""
-        connection = await asyncpg.connect(self.dsn_of("postgres"), timeout=10)
+        connection = await asyncpg.connect(self.postgres.dsn_of("postgres"), timeout=10)
         try:
             await connection.execute(f'drop database if exists "{name}" with (force)', timeout=60)
             await connection.execute(f'create database "{name}" template "{self.postgres.database}"', timeout=60)
-            yield self.dsn_of(name)
+            yield self.postgres.dsn_of(name)
             await connection.execute(f'drop database "{name}" with (force)', timeout=60)
         finally:
             await connection.close(timeout=5)

@@ -47,7 +47,7 @@ class PostgresServer:
     @property
     def dsn(self) -> str:
         """The address of the database, password included; known once `prepare` or `start` was called."""
-        return self._dsn(self.database)
+        return self.dsn_of(self.database)
 
     @property
     def log_file(self) -> Path:
@@ -199,7 +199,7 @@ class PostgresServer:
         import asyncpg  # needed here only
 
         try:
-            connection = await asyncpg.connect(self._dsn("postgres"), timeout=_ANSWER_SECONDS)
+            connection = await asyncpg.connect(self.dsn_of("postgres"), timeout=_ANSWER_SECONDS)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError):
             return False
         try:
@@ -210,7 +210,8 @@ class PostgresServer:
             await connection.close()
         return True
 
-    def _dsn(self, database: str) -> str:
+    def dsn_of(self, database: str) -> str:
+        """Returns the address of a database of this server, password included; known as `dsn` is."""
         password = (self._prepared_home() / "password").read_text()
         return f"postgresql://{USER}:{password}@{LOOPBACK}:{self.port}/{database}"
 

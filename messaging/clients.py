@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.helpers import create_ssl_context
 
 from messaging import aiokafka_internals, header_names
@@ -21,6 +21,8 @@ from telemetry import logs
 log = logs.get()
 
 REBALANCE_TIMEOUT_MS = 30_000  # above every drain limit, below the request time-out: JoinGroup waits with that one
+TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""What a record that Kafka will never take is refused with, by the client or by the broker."""
 _REQUEST_TIMEOUT_MS = 40_000
 _RETRY_SECONDS: Final = 1.0
 

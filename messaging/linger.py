@@ -6,19 +6,24 @@ what comes in a crowd, goes together.
 
 from typing import Final
 
+from messaging.window import MAX_SPAN
+
 SKIPPED_SECONDS: Final = 0.25
 """Where nothing is to be written but the offset: only a restart, or somebody who looks at lag, could tell."""
+
+MOST_SKIPPED: Final = MAX_SPAN // 2
+"""So many of them are passed at once: far more than share a transaction, and no window is full of them."""
 
 CROWD_SECONDS: Final = 0.2
 
 
-def longest_wait(*, done: int, with_outputs: bool, under_way: int, most: int, linger: float) -> float:
+def longest_wait(*, done: int, skipped: int, with_outputs: bool, under_way: int, most: int, linger: float) -> float:
     """Returns how long done records may wait since the first of them, seconds.
 
-    `under_way` are the partition's other records, of which at most `most` are handled at once; `linger` is how long
-    the worker's outputs may wait in any case.
+    `skipped` are those of which nothing but the offset is ever written, `under_way` the partition's other records, of
+    which at most `most` are handled at once; `linger` is how long the worker's outputs may wait in any case.
     """
-    if done >= most:
+    if done >= most or skipped >= MOST_SKIPPED:
         return 0.0
     if not with_outputs:
         return SKIPPED_SECONDS

@@ -21,11 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.errors import (
-    InvalidProducerEpoch,
-    KafkaError,
-    ProducerFenced,
-)
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
 import fault_points
@@ -36,11 +32,11 @@ from messaging.dependency_gate import DependencyGate
 from messaging.envelope import OutgoingRecord
 from messaging.handling_limit import HandlingLimit
 from messaging.lag import Standing
-from messaging.linger import longest_wait
+from messaging.linger import MOST_SKIPPED, longest_wait
 from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
 from messaging.transaction import Done, OutputRefusedError
-from messaging.window import MAX_SPAN, Window
+from messaging.window import Window
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from telemetry import logs, metrics, tracing
@@ -51,7 +47,6 @@ T = TypeVar("T")
 _IDLE_COMMIT_SECONDS: Final = 1.0
 _FENCED_WAIT_SECONDS: Final = 3.0  # three heartbeats: a process that lost the partition learns of it before it reopens
 _REOPEN_WAIT_SECONDS: Final = 0.5
-_MOST_SKIPPED: Final = MAX_SPAN // 2  # far more than share a transaction, and no window is full of them
 HANDLING_LIMIT: Final = "HANDLING_LIMIT"
 
 
@@ -357,7 +352,7 @@ class PartitionRunner:
         self._window.finish(offset)
         self._skipped += 1
         self._wake.set()
-        if self._skipped >= _MOST_SKIPPED:
+        if self._skipped >= MOST_SKIPPED:
             self._due.set()
 
     def _note(self, done: Done) -> None:
@@ -578,10 +573,9 @@ class PartitionRunner:
                     await self._due.wait()
 
     def _may_wait(self) -> float:
-        if self._skipped >= _MOST_SKIPPED:
-            return 0.0
         return longest_wait(
             done=len(self._done),
+            skipped=self._skipped,
             with_outputs=self._done_with_outputs,
             under_way=self._window.unfinished - len(self._done),
             most=self._limits.max_in_flight,

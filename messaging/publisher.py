@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaError
 
 from messaging import aiokafka_internals, clients, funnel
 from messaging.envelope import OutgoingRecord
@@ -18,7 +18,6 @@ log = logs.get()
 _RETRY_SECONDS: Final = 0.5
 _START_SECONDS: Final = 10.0
 _FLUSH_SECONDS: Final = 5.0
-_REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 _MOST_WAITING_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -212,7 +211,7 @@ class Publisher:
         if refusal is None:
             return None
         self._replace(producer, refusal)
-        kind = NotHandedOver if isinstance(refusal, _REFUSED) else OutcomeUnknown
+        kind = NotHandedOver if isinstance(refusal, clients.TOO_LARGE) else OutcomeUnknown
         return kind(type(refusal).__name__)
 
     def _replace(self, producer: AIOKafkaProducer, error: BaseException) -> None:

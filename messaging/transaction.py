@@ -3,17 +3,14 @@
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.structs import OffsetAndMetadata
 
 import fault_points
-from messaging import aiokafka_internals
+from messaging import aiokafka_internals, clients
 from messaging.envelope import OutgoingRecord
-
-_REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ async def commit(
         for record in each.outputs:
             try:
                 acknowledgement = await _send(producer, record)
-            except _REFUSED as refusal:
+            except clients.TOO_LARGE as refusal:
                 raise OutputRefusedError(each, refusal) from refusal
             sent.setdefault(acknowledgement, each)
     # Side by side, which saves a round trip: only the commit makes either of them count.
@@ -107,7 +104,7 @@ async def _acknowledged(sent: "Mapping[asyncio.Future[object], Done]") -> None:
         await asyncio.wait(sent)
     failed = [(each, error) for future, each in sent.items() if (error := future.exception()) is not None]
     for each, error in failed:
-        if isinstance(error, _REFUSED):
+        if isinstance(error, clients.TOO_LARGE):
             raise OutputRefusedError(each, error) from error
     if failed:
         raise failed[0][1]

@@ -103,7 +103,7 @@ async def new_database(server: PostgresServer, *, name: str = "", template: str 
         await connection.execute(f'create database "{name}" template "{template}"')
     finally:
         await connection.close()
-    return database_settings(server.dsn.rpartition("/")[0] + f"/{name}")
+    return database_settings(server.dsn_of(name))
 
 
 def database_settings(url: str, **fields: float) -> DatabaseSettings:

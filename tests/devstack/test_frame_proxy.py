@@ -172,7 +172,7 @@ class Bank:
     def __init__(self, proxy: FrameProxy, url: str, server: PostgresServer) -> None:
         self.proxy = proxy
         self.url = url
-        self._direct = server.dsn.rpartition("/")[0] + "/" + url.rpartition("/")[2]
+        self._direct = server.dsn_of(url.rpartition("/")[2])
 
     async def insert(self, number: int, *, patience: float = 10.0) -> None:
         connection = await asyncpg.connect(self.url, timeout=10, command_timeout=patience)

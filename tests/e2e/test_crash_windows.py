@@ -224,7 +224,7 @@ async def test_w16_a_half_applied_set_up_is_finished_by_the_next_run(
     environment = {
         **os.environ,
         **healthy.environment(),
-        "ORDERFLOW_DATABASE_URL": healthy.postgres.dsn.rpartition("/")[0] + f"/{name}",
+        "ORDERFLOW_DATABASE_URL": healthy.postgres.dsn_of(name),
         "ORDERFLOW_KAFKA_RETRY_DELAYS": "71,72",  # topics that nobody has made yet
         "PYTHONPATH": f"{_ROOT}:{_ROOT / 'generated'}",
     }

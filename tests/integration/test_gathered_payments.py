@@ -4,7 +4,8 @@ import asyncio
 import datetime
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -28,6 +29,9 @@ from storage.stock import Stock, StockLevel
 from tests import engines
 from tests.builders import NOW, a_command, a_delivery, a_sku, an_id, an_item, an_order, order_created
 
+if TYPE_CHECKING:
+    from storage.database import Connection
+
 E = OrderEventType
 GROUP = "payment-processor"
 CAPTURED = PaymentStatus.PAYMENT_STATUS_CAPTURED
@@ -43,6 +47,13 @@ def a_clock() -> Callable[[], datetime.datetime]:
 @pytest.fixture
 def decisions(database: Database) -> PaymentDecisions:
     return PaymentDecisions(database, now=a_clock())
+
+
+@pytest.fixture
+async def elsewhere(database_settings: DatabaseSettings) -> AsyncIterator[Database]:
+    """The same database, as another process has it open."""
+    async with engines.opened(database_settings) as database:
+        yield database
 
 
 async def accepted(database: Database, *skus: Sequence[str]) -> list[Delivery]:
@@ -70,6 +81,15 @@ def at(delivery: Delivery, *, offset: int) -> Delivery:
 
 def order_id(delivery: Delivery) -> str:
     return delivery.event.order.order_id
+
+
+async def mark_cancelled(connection: "Connection", delivery: Delivery) -> None:
+    """Moves the row of its order as a cancellation does."""
+    await connection.execute(
+        "update orders set status = $2, revision = revision + 1 where order_id = $1",
+        order_id(delivery),
+        OrderStatus.ORDER_STATUS_CANCELLED,
+    )
 
 
 def reference(delivery: Delivery) -> str:
@@ -198,17 +218,13 @@ async def test_intents_and_cancellations_at_once_come_one_after_the_other(
 
 
 async def test_orders_that_change_between_the_look_and_the_intent(
-    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings
+    database: Database, decisions: PaymentDecisions, elsewhere: Database
 ) -> None:
     """Of one somebody cancels, of another somebody else intends, and both commit while the intents wait for them."""
     _, records = await some(database, 4)
     cancelled, intended, beside, touched = records
-    async with engines.opened(database_settings) as another, another.transaction() as connection:
-        await connection.execute(
-            "update orders set status = $2 where order_id = $1",
-            order_id(cancelled),
-            OrderStatus.ORDER_STATUS_CANCELLED,
-        )
+    async with elsewhere.transaction() as connection:
+        await mark_cancelled(connection, cancelled)
         await connection.execute("update orders set revision = revision + 1 where order_id = $1", order_id(touched))
         await connection.execute(
             "insert into payments (order_id, idempotency_key, state, amount_minor, currency_code, first_send_time,"
@@ -291,18 +307,14 @@ async def test_each_of_many_answers_is_booked_as_if_it_had_come_alone(own_databa
 
 
 async def test_orders_that_change_while_what_was_answered_waits_for_them(
-    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings
+    database: Database, decisions: PaymentDecisions, elsewhere: Database
 ) -> None:
     """One was cancelled, another only touched: what is booked rests on what was committed last."""
     _, records = await some(database, 3)
     cancelled, touched, _ = records
     await intend_all(decisions, records)
-    async with engines.opened(database_settings) as another, another.transaction() as connection:
-        await connection.execute(
-            "update orders set status = $2, revision = 3 where order_id = $1",
-            order_id(cancelled),
-            OrderStatus.ORDER_STATUS_CANCELLED,
-        )
+    async with elsewhere.transaction() as connection:
+        await mark_cancelled(connection, cancelled)
         await connection.execute("update orders set revision = 7, shipment = '' where order_id = $1", order_id(touched))
         waiting = asyncio.create_task(capture_all(decisions, records))
         await engines.until_waiting(database, 1)
@@ -314,7 +326,7 @@ async def test_orders_that_change_while_what_was_answered_waits_for_them(
 
 
 async def test_an_order_that_does_not_move_is_locked_all_the_same(
-    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings
+    database: Database, decisions: PaymentDecisions, elsewhere: Database
 ) -> None:
     """What is booked of a cancelled order's payment comes after or before its refund, and never in the middle of it."""
     _, records = await some(database, 3)
@@ -322,7 +334,7 @@ async def test_an_order_that_does_not_move_is_locked_all_the_same(
         await cancel(database, each)
     moves = {order_id(each): Move(E.ORDER_EVENT_TYPE_ORDER_PAID, CAPTURED) for each in records}
     for left in (moves, {order_id(each): moves[order_id(each)] for each in records[1:]}):
-        async with engines.opened(database_settings) as another, another.transaction() as connection:
+        async with elsewhere.transaction() as connection:
             assert (await order_rows.move_all(connection, left, now=NOW)).keys() == left.keys() & {order_id(records[0])}
             free = await engines.fetch(
                 database,
@@ -334,14 +346,14 @@ async def test_an_order_that_does_not_move_is_locked_all_the_same(
 
 @pytest.mark.parametrize("is_booked", [False, True], ids=["intents", "answers"])
 async def test_orders_are_locked_by_id_in_whatever_order_they_come(
-    database: Database, decisions: PaymentDecisions, database_settings: DatabaseSettings, is_booked: bool
+    database: Database, decisions: PaymentDecisions, elsewhere: Database, is_booked: bool
 ) -> None:
     """Who waits for one in the middle has those before it, and none after it."""
     records = sorted((await some(database, 3))[1], key=order_id)
     first, middle, last = map(order_id, records)
     if is_booked:
         await intend_all(decisions, records)
-    async with engines.opened(database_settings) as another, another.transaction() as connection:
+    async with elsewhere.transaction() as connection:
         await connection.execute("update orders set revision = revision + 1 where order_id = $1", middle)
         call = capture_all if is_booked else intend_all
         waiting = asyncio.create_task(call(decisions, [records[2], records[0], records[1]]))  # type: ignore[operator]

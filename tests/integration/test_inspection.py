@@ -54,6 +54,6 @@ async def test_one_that_takes_no_writes(own_database: Database) -> None:
 
 async def test_one_that_is_away_or_does_not_know_us(postgres: PostgresServer) -> None:
     (port,) = free_ports(1)
-    for url in (f"postgresql://nobody@127.0.0.1:{port}/nothing", postgres.dsn.rpartition("/")[0] + "/nothing"):
+    for url in (f"postgresql://nobody@127.0.0.1:{port}/nothing", postgres.dsn_of("nothing")):
         with pytest.raises(DependencyDown):
             await inspection.inspect(engines.database_settings(url))

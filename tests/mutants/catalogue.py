@@ -103,7 +103,8 @@ MUTANTS = (
         "a refused output is committed past",
         "runtime 3: the future of every send is awaited before the commit",
         "messaging/transaction.py",
-        "        if isinstance(error, _REFUSED):\n            raise OutputRefusedError(each, error) from error\n"
+        "        if isinstance(error, clients.TOO_LARGE):\n"
+        "            raise OutputRefusedError(each, error) from error\n"
         "    if failed:\n        raise failed[0][1]\n",
         "        pass\n",
         f"{_RUNTIME} -k refuses",

@@ -9,7 +9,7 @@ from aiokafka import ConsumerRecord
 
 from domain.records import Delivery
 from messaging import envelope, linger
-from messaging.linger import CROWD_SECONDS, SKIPPED_SECONDS, longest_wait
+from messaging.linger import CROWD_SECONDS, MOST_SKIPPED, SKIPPED_SECONDS, longest_wait
 from messaging.window import MAX_SPAN
 from messaging.worker import Limits
 from orderflow.events.v1.order_event_pb2 import OrderEvent, OrderEventType
@@ -36,8 +36,13 @@ _SOON = 2.0
     ],
 )
 def test_the_longest_wait(done: int, with_outputs: bool, under_way: int, linger: float, expected: float) -> None:
-    wait = longest_wait(done=done, with_outputs=with_outputs, under_way=under_way, most=8, linger=linger)
+    wait = longest_wait(done=done, skipped=0, with_outputs=with_outputs, under_way=under_way, most=8, linger=linger)
     assert wait == expected
+
+
+@pytest.mark.parametrize(("skipped", "expected"), [(MOST_SKIPPED - 1, SKIPPED_SECONDS), (MOST_SKIPPED, 0.0)])
+def test_the_longest_wait_of_what_is_only_passed(skipped: int, expected: float) -> None:
+    assert longest_wait(done=0, skipped=skipped, with_outputs=False, under_way=0, most=8, linger=0.0) == expected
 
 
 async def told(delivery: Delivery) -> list[OrderEvent]:
