@@ -65,10 +65,8 @@ async def test_a_process_lives_though_it_does_not_serve(channel: grpc.aio.Channe
 
 async def test_the_port_for_probes_reflects_nothing(channel: grpc.aio.Channel) -> None:
     reflect = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        async for _ in reflect(iter([b""]), timeout=30):
-            pass
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    # Nothing is sent: to send while the answer comes ends in INTERNAL now and then.
+    assert await reflect(timeout=30).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_an_address_in_use_is_named(address: str) -> None:
