@@ -1,10 +1,12 @@
 """What an order costs to drain when more of them wait, with more partitions, and with more processes of each worker.
 
 With how many of them wait the projector works, too, and what processes use to start is left out of what an order costs.
-What has most orders is measured for the workload `memory` as well: it takes long enough once.
+What has fewest orders is measured before and after the rest, several times, and counts by its median: no machine is as
+fast for an hour. What has most orders is measured for the workload `memory` as well: it takes long enough once.
 """
 
 import dataclasses
+import statistics
 
 from bench import orders
 from bench.results import Figure, Lines, Measured, Ratio, Workload
@@ -19,9 +21,13 @@ Case = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How many orders wait, rising; with how many the rest is measured; partitions, rising; processes, rising."""
+    """How many orders wait, rising; with how many the rest is measured; partitions, rising; processes, rising.
+
+    `turns` is how often the fewest orders are measured before the others, and after them.
+    """
 
     orders: tuple[int, ...]
+    turns: int
     middle: int
     partitions: tuple[int, ...]
     processes: tuple[int, ...]
@@ -32,23 +38,32 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
     many, alone = size.partitions[-1], size.processes[0]
     spread = [(size.middle, count, alone) for count in size.partitions]
     shared = [(size.middle, many, count) for count in size.processes]
+    fewest = [size.orders[0]] * size.turns
     by_orders: list[Drained] = []
-    for count in size.orders:
-        went, memory = await filled(system, MemorySize(early=max(count // 10, 1), late=count))
+    memory: dict[int, Measured] = {}
+    for count in (*fewest, *size.orders[1:], *fewest):
+        went, memory[count] = await filled(system, MemorySize(early=max(count // 10, 1), late=count))
         by_orders.append(went)
     found: dict[Case, Drained] = {}
     for case in (*spread, *shared):
         if case not in found:
             found[case] = await _drain(system, *case)
-    fewest, most = by_orders[0], by_orders[-1]
     start = await _start_cpu_ms(system)
+
+    def cost(count: int) -> tuple[float, float]:
+        """CPU and time of an order, milliseconds."""
+        alike = [went for went in by_orders if went.count == count]
+        cpu_ms = statistics.median(went.workers_cpu_ms for went in alike) - start / count
+        return cpu_ms, statistics.median(1000 / went.steady for went in alike)
+
+    (fewest_cpu_ms, fewest_ms), (most_cpu_ms, most_ms) = cost(size.orders[0]), cost(size.orders[-1])
     return Measured(
         {
             "start_cpu_ms": start,
-            "fewest_cpu_ms": fewest.workers_cpu_ms - start / fewest.count,
-            "most_cpu_ms": most.workers_cpu_ms - start / most.count,
-            "fewest_ms": 1000 / fewest.steady,
-            "most_ms": 1000 / most.steady,
+            "fewest_cpu_ms": fewest_cpu_ms,
+            "most_cpu_ms": most_cpu_ms,
+            "fewest_ms": fewest_ms,
+            "most_ms": most_ms,
             "few_partitions_per_s": found[spread[0]].steady,
             "many_partitions_per_s": found[spread[-1]].steady,
             "one_process_per_s": found[shared[0]].steady,
@@ -56,11 +71,11 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
             "four_processes_per_s": found[shared[-1]].steady,
         },
         {
-            "by orders waiting, with projector": [(float(went.count), went.steady) for went in by_orders],
+            "by orders waiting, with projector": [(float(count), 1000 / cost(count)[1]) for count in size.orders],
             "by partitions": [(float(case[1]), found[case].steady) for case in spread],
             "by processes of each worker": [(float(case[2]), found[case].steady) for case in shared],
         },
-        {"memory": memory},
+        {"memory": memory[size.orders[-1]]},
     )
 
 
@@ -84,8 +99,8 @@ WORKLOAD = Workload(
     name="growth",
     about=(__doc__ or "").strip(),
     measure=measure,
-    full=Size(orders=(10_000, 100_000, 1_000_000), middle=50_000, partitions=(3, 12), processes=(1, 2, 4)),
-    short=Size(orders=(60,), middle=60, partitions=(12,), processes=(2,)),
+    full=Size(orders=(10_000, 100_000, 1_000_000), turns=3, middle=50_000, partitions=(3, 12), processes=(1, 2, 4)),
+    short=Size(orders=(60,), turns=1, middle=60, partitions=(12,), processes=(2,)),
     figures=(
         Figure("start_cpu_ms", "CPU of the workers' start", "ms"),
         Figure("fewest_cpu_ms", "CPU of the workers besides, 10,000 orders waiting", "ms/order"),
