@@ -146,8 +146,13 @@ class PartitionRunner:
     # -- what the worker sees ------------------------------------------------------------------------------------
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has a producer and stands where the group does."""
+        return self._is_open
+
+    @property
     def wants_records(self) -> bool:
-        """Whether the partition should be fetched from."""
+        """Whether the partition is to be handed records."""
         return (
             self._is_open
             and not self._draining
@@ -172,7 +177,7 @@ class PartitionRunner:
 
     @property
     def paused_by(self) -> str:
-        """Why it is not fetched from, if it is not."""
+        """Why it wants no records, if it wants none."""
         if not self._is_open:
             return "opening"
         return "dependency_down" if self._gate.down is not None else "busy"

@@ -23,9 +23,13 @@ from telemetry import logs, metrics
 log = logs.get()
 
 _POLL_MS: Final = 200
+_BUSY_POLL_MS: Final = 20
+"""While some partitions want no records: how long one of them may wait for its next ones once it does."""
 _MOST_RECORDS: Final = 500
 _RETRY_SECONDS: Final = 1.0
 _PACE_SECONDS: Final = 0.2
+_NOBODY: Final = (TopicPartition("", 0),)
+"""Polled for when no partition wants records: polling for none means all, and not polling at all leaves the group."""
 
 
 class WorkerRuntime:
@@ -121,10 +125,12 @@ class WorkerRuntime:
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> int:
         """Hands fetched records to their runners. Returns how many there were."""
+        wanting = [partition for partition, (runner, _) in self._runners.items() if runner.wants_records]
+        timeout = _POLL_MS if len(wanting) == len(self._runners) else _BUSY_POLL_MS
         try:
             # Cancelled only when the consumer ends: the position moves when it returns, so a lost result is a skipped
             # record.
-            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+            fetched = await consumer.getmany(*wanting or _NOBODY, timeout_ms=timeout, max_records=_MOST_RECORDS)
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -135,15 +141,20 @@ class WorkerRuntime:
         for partition, records in fetched.items():
             if partition in self._runners:
                 self._runners[partition][0].accept(records)
-        self._regulate(consumer)
+        self._fetch_from_open(consumer)
         return sum(map(len, fetched.values()))
 
-    def _regulate(self, consumer: AIOKafkaConsumer) -> None:
+    def _fetch_from_open(self, consumer: AIOKafkaConsumer) -> None:
+        """Pauses the partitions that are not open.
+
+        One that only wants no records is not polled for instead, and keeps what was fetched for it: of a paused one
+        aiokafka throws that away, and fetches the same again.
+        """
         assigned = consumer.assignment()
         for partition, (runner, _) in self._runners.items():
             if partition not in assigned:
                 continue
-            if runner.wants_records:
+            if runner.is_open:
                 if partition in self._paused:
                     self._paused.discard(partition)
                     consumer.resume(partition)
@@ -158,7 +169,7 @@ class WorkerRuntime:
     def _show(self, unfinished: int) -> None:
         group = self._spec.group
         runners = [runner for runner, _ in self._runners.values()]
-        paused = collections.Counter(runner.paused_by for runner in runners if runner.partition in self._paused)
+        paused = collections.Counter(runner.paused_by for runner in runners if not runner.wants_records)
         for reason in ("opening", "dependency_down", "busy"):
             metrics.PAUSED.labels(group, reason).set(paused[reason])
         metrics.IN_FLIGHT.labels(group).set(unfinished)

@@ -81,7 +81,7 @@ WAIT = Histogram(
     ["group"],
     buckets=_LONG,
 )
-PAUSED = Gauge("orderflow_worker_paused_partitions", "Partitions not fetched from, by reason.", ["group", "reason"])
+PAUSED = Gauge("orderflow_worker_paused_partitions", "Partitions that want no records, by reason.", ["group", "reason"])
 LAG = Gauge(
     "orderflow_worker_lag_records",
     "Offsets from the position to the end: what is not fetched yet.",

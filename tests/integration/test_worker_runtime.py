@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
 from domain.failures import DependencyDown, Permanent, Transient
@@ -450,6 +451,61 @@ async def test_a_dependency_that_is_away_pauses_and_uses_up_nothing(worker: Work
         await outputs.exactly(events)
         assert runtime.is_ready
     assert {delivery.attempt for delivery in worker.deliveries} == {1}
+
+
+async def test_what_was_fetched_for_a_busy_partition_is_not_fetched_again(
+    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = events_on_first(1_500)  # one fetch holds all of them, a poll takes a third, and the window is full of that
+    fetched: list[int] = []
+    make = fetcher.PartitionRecords.__init__
+
+    def noted(self: Any, tp: TopicPartition, records: Any, *others: Any) -> None:
+        if tp == FIRST:
+            fetched.append(records.size_in_bytes())
+        make(self, tp, records, *others)
+
+    monkeypatch.setattr(fetcher.PartitionRecords, "__init__", noted)
+    async with engines.tail(worker.kafka, topics.ORDERS) as reader:
+        await engines.send_events(worker.kafka, events)
+        await reader.until(lambda: len(reader.records) >= len(events), "all are read once")
+    once, fetched[:] = sum(fetched), []
+    async with engines.running(worker.runtime()):
+        await outputs.exactly(events)
+    assert 0 < once <= sum(fetched) < 1.5 * once
+
+
+async def test_an_outage_of_hours_costs_no_membership(
+    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka's client leaves the group when nobody polls for five minutes, as if nobody wanted records any more."""
+    idle_seconds: list[float] = []
+    is_down = True
+
+    async def on_delivery(_: Delivery) -> None:
+        if is_down:
+            raise DependencyDown("gateway", "away")
+
+    worker.on_delivery = on_delivery
+    events = [an_event(an_id()) for _ in range(60)]  # for each partition some, so that none wants more
+    runtime = worker.runtime()
+    poll = runtime._poll
+
+    async def noted(consumer: AIOKafkaConsumer) -> int:
+        count = await poll(consumer)
+        idle_seconds.append(consumer._subscription.fetcher_idle_time)
+        return count
+
+    monkeypatch.setattr(runtime, "_poll", noted)
+    async with engines.running(runtime):
+        await engines.eventually(lambda: runtime.is_ready, "it has joined")
+        await engines.send_events(worker.kafka, events)
+        await engines.eventually(lambda: not runtime.is_ready, "the outage is noticed")
+        seen = len(idle_seconds)
+        await engines.eventually(lambda: len(idle_seconds) >= seen + 50, "nobody wants records for a while")
+        assert max(idle_seconds[seen:]) < 0.5
+        is_down = False
+        await outputs.exactly(events)
 
 
 async def test_a_worker_whose_waiting_records_went_to_another_knows_of_no_outage(
