@@ -85,14 +85,6 @@ MUTANTS = (
         f"{_RUNTIME} -k outage_of_hours",
     ),
     Mutant(
-        "a partition that is busy is paused",
-        "what was fetched is not thrown away and fetched again",
-        "messaging/runtime.py",
-        "            if runner.is_open:\n",
-        "            if runner.wants_records:\n",
-        f"{_RUNTIME} -k fetched_for_a_busy",
-    ),
-    Mutant(
         "a connection lost under uvloop ends the client",
         "runtime 7: never alive and idle",
         "messaging/aiokafka_internals.py",
