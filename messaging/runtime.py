@@ -147,8 +147,8 @@ class WorkerRuntime:
     def _fetch_from_open(self, consumer: AIOKafkaConsumer) -> None:
         """Pauses the partitions that are not open.
 
-        One that only wants no records is not polled for instead, and keeps what was fetched for it: of a paused one
-        aiokafka throws that away, and fetches the same again.
+        One that only wants no records is not polled for instead, and keeps what was fetched for it: polled for a paused
+        one, aiokafka throws that away and fetches the same again.
         """
         assigned = consumer.assignment()
         for partition, (runner, _) in self._runners.items():
