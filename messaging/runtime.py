@@ -56,7 +56,6 @@ class WorkerRuntime:
         self._client_id = client_id
         self._gate = DependencyGate(spec.group, probe_cap=limits.dependency_probe_cap)
         self._runners: dict[TopicPartition, tuple[PartitionRunner, asyncio.Task[None]]] = {}
-        self._paused: set[TopicPartition] = set()
         self._refused: dict[Coordinates, Failure] = {}
         self._lag = LagReport(
             spec.group, lambda: [runner.standing for runner, _ in self._runners.values()], every_seconds=limits.lag
@@ -142,6 +141,10 @@ class WorkerRuntime:
             if partition in self._runners:
                 self._runners[partition][0].accept(records)
         self._fetch_from_open(consumer)
+        unfinished = sum(runner.unfinished for runner, _ in self._runners.values())
+        if not unfinished:
+            self._gate.nothing_waits()
+        self._show(unfinished)
         return sum(map(len, fetched.values()))
 
     def _fetch_from_open(self, consumer: AIOKafkaConsumer) -> None:
@@ -155,16 +158,9 @@ class WorkerRuntime:
             if partition not in assigned:
                 continue
             if runner.is_open:
-                if partition in self._paused:
-                    self._paused.discard(partition)
-                    consumer.resume(partition)
-            elif partition not in self._paused:
-                self._paused.add(partition)
+                consumer.resume(partition)
+            else:
                 consumer.pause(partition)
-        unfinished = sum(runner.unfinished for runner, _ in self._runners.values())
-        if not unfinished:
-            self._gate.nothing_waits()
-        self._show(unfinished)
 
     def _show(self, unfinished: int) -> None:
         group = self._spec.group
@@ -197,7 +193,6 @@ class WorkerRuntime:
             # placeholder it neither fetches nor looks for an offset by itself.
             consumer.pause(partition)
             consumer.seek(partition, 0)
-            self._paused.add(partition)
             runner = PartitionRunner(
                 partition,
                 spec=self._spec,
@@ -219,7 +214,6 @@ class WorkerRuntime:
         leaving = [self._runners[partition] for partition in partitions if partition in self._runners]
         await asyncio.gather(*(runner.drain(task) for runner, task in leaving))
         for runner, task in leaving:
-            self._paused.discard(runner.partition)
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 self._fatal = error
             self._runners.pop(runner.partition, None)
