@@ -49,6 +49,11 @@ class PostgresServer:
         """The address of the database, password included; known once `prepare` or `start` was called."""
         return self.dsn_of(self.database)
 
+    def dsn_of(self, database: str) -> str:
+        """Returns the address of a database of this server, password included; known as `dsn` is."""
+        password = (self._prepared_home() / "password").read_text()
+        return f"postgresql://{USER}:{password}@{LOOPBACK}:{self.port}/{database}"
+
     @property
     def log_file(self) -> Path:
         """Where the server logs."""
@@ -209,11 +214,6 @@ class PostgresServer:
         finally:
             await connection.close()
         return True
-
-    def dsn_of(self, database: str) -> str:
-        """Returns the address of a database of this server, password included; known as `dsn` is."""
-        password = (self._prepared_home() / "password").read_text()
-        return f"postgresql://{USER}:{password}@{LOOPBACK}:{self.port}/{database}"
 
     def _prepared_home(self) -> Path:
         if self._home is None:

@@ -11,9 +11,9 @@ import statistics
 from bench import orders
 from bench.results import Figure, Lines, Measured, Ratio, Workload
 from bench.system import BenchSystem
-from bench.workloads.drain import PROJECTOR, WORKERS, Drained, drained
+from bench.workloads.drain import WORKERS, Drained, drained
+from bench.workloads.memory import ROLES, filled
 from bench.workloads.memory import Size as MemorySize
-from bench.workloads.memory import filled
 
 Case = tuple[int, int, int]
 """Orders waiting, partitions, processes of each worker."""
@@ -56,7 +56,8 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
         cpu_ms = statistics.median(went.workers_cpu_ms for went in alike) - start / count
         return cpu_ms, statistics.median(1000 / went.steady for went in alike)
 
-    (fewest_cpu_ms, fewest_ms), (most_cpu_ms, most_ms) = cost(size.orders[0]), cost(size.orders[-1])
+    costs = {count: cost(count) for count in size.orders}
+    (fewest_cpu_ms, fewest_ms), (most_cpu_ms, most_ms) = costs[size.orders[0]], costs[size.orders[-1]]
     return Measured(
         {
             "start_cpu_ms": start,
@@ -71,7 +72,7 @@ async def measure(system: BenchSystem, size: Size) -> Measured:
             "four_processes_per_s": found[shared[-1]].steady,
         },
         {
-            "by orders waiting, with projector": [(float(count), 1000 / cost(count)[1]) for count in size.orders],
+            "by orders waiting, with projector": [(float(count), 1000 / ms) for count, (_, ms) in costs.items()],
             "by partitions": [(float(case[1]), found[case].steady) for case in spread],
             "by processes of each worker": [(float(case[2]), found[case].steady) for case in shared],
         },
@@ -88,10 +89,9 @@ async def _drain(system: BenchSystem, count: int, partitions: int, processes: in
 
 async def _start_cpu_ms(system: BenchSystem) -> float:
     """Returns what one process of each worker uses until it is healthy, all together."""
-    roles = (*WORKERS, PROJECTOR)
     async with system.fresh():
-        system.start_roles(*roles)
-        await system.wait_healthy(roles)
+        system.start_roles(*ROLES)
+        await system.wait_healthy(ROLES)
         return sum(system.spent().values()) * 1000
 
 

@@ -15,7 +15,7 @@ from bench.system import BenchSystem
 from bench.workloads.batch import BatchCaller, batches
 from bench.workloads.drain import PROJECTOR, WORKERS, Drained, drained
 
-_ROLES: Final = (*WORKERS, PROJECTOR)
+ROLES: Final = (*WORKERS, PROJECTOR)
 _POINTS: Final = 50
 _SLICE: Final = 20_000
 
@@ -71,8 +71,8 @@ async def filled(system: BenchSystem, size: Size) -> tuple[Drained, Measured]:
                 growth.look(len(ids))
         await system.stop_all()
         workers = Growth(system, max(size.late // _POINTS, 1))
-        went = await drained(system, ids, *_ROLES, watch=workers.look)
-    growths = {"server": growth, **dict.fromkeys(_ROLES, workers)}
+        went = await drained(system, ids, *ROLES, watch=workers.look)
+    growths = {"server": growth, **dict.fromkeys(ROLES, workers)}
     figures = {
         f"{name}_{when}_mib": each.at(name, count)
         for name, each in growths.items()
@@ -89,12 +89,12 @@ WORKLOAD = Workload(
     short=Size(early=100, late=400),
     figures=tuple(
         Figure(f"{name}_{when}_mib", f"memory of {name} after {count} orders", "MiB")
-        for name in ("server", *_ROLES)
+        for name in ("server", *ROLES)
         for when, count in (("early", "100,000"), ("late", "1,000,000"))
     ),
     ratios=tuple(
         Ratio(name, f"memory of {name}, 1,000,000 over 100,000", f"{name}_late_mib", f"{name}_early_mib", most=1.1)
-        for name in ("server", *_ROLES)
+        for name in ("server", *ROLES)
     ),
     lines=Lines("orders", "resident memory, MiB", is_even=True),
 )
