@@ -13,7 +13,7 @@ from orderflow.orders.v1.order_service_pb2 import (
     CreateOrderRequest,
     CreateOrderResponse,
 )
-from orderflow_client._errors import OrderflowError, Outcome, Unavailable, error_of_one, error_of_status
+from orderflow_client._errors import OrderflowError, Outcome, Overloaded, Unavailable, error_of_one, error_of_status
 from orderflow_client._requests import NewOrder, create_order_request, placed_by
 
 MOST_ORDERS: Final = 500
@@ -69,6 +69,11 @@ def batch_results(request: BatchCreateOrdersRequest, response: BatchCreateOrders
     ]
 
 
+def failed_results(request: BatchCreateOrdersRequest, error: OrderflowError) -> list[BatchResult]:
+    """Returns the results of a call that ended with an error: it is that of each order of the request."""
+    return [BatchResult(asked.request_id, error=error_of_one(error, asked.request_id)) for asked in request.requests]
+
+
 class Batch:
     """Orders on their way. Those that the server could not take for now are sent again, a few times."""
 
@@ -94,23 +99,19 @@ class Batch:
         self._results.update(zip(self._open, results, strict=True))
         if self._attempts == _ATTEMPTS:
             return None
-        away = {index: result.error for index, result in zip(self._open, results, strict=True) if _is_away(result)}
-        self._open = list(away)
-        if not away:
+        later = [index for index in self._open if _is_for_later(self._results[index].error)]
+        self._open = later
+        if not later:
             return None
-        asked = max(error.retry_delay or 0 for error in away.values() if error is not None)
+        asked = max(error.retry_delay or 0 for index in later if (error := self._results[index].error) is not None)
         return asked + random.uniform(0, _FIRST_PAUSE * 3**self._attempts)  # noqa: S311 - spreads callers
 
-    def failed(self, error: OrderflowError) -> None:
-        """Takes the error that the call ended with: it is that of each order that was sent."""
-        for index in self._open:
-            request_id = self._requests[index].request_id
-            self._results[index] = BatchResult(request_id, error=error_of_one(error, request_id))
 
-
-def _is_away(result: BatchResult) -> bool:
+def _is_for_later(error: OrderflowError | None) -> bool:
     # An order that may have been accepted is left to the caller: a later "not accepted" would not speak of this try.
-    return isinstance(result.error, Unavailable) and result.error.outcome is Outcome.NOT_ACCEPTED
+    return (
+        isinstance(error, Unavailable | Overloaded) and error.safe_to_repeat and error.outcome is Outcome.NOT_ACCEPTED
+    )
 
 
 class _Cutter:

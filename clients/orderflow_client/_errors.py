@@ -21,7 +21,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -65,7 +65,7 @@ class OrderflowError(Exception):
         retry_delay: Seconds to wait before a repeat, if the server says so.
     """
 
-    safe_to_repeat: ClassVar[bool] = True
+    safe_to_repeat: bool = True
 
     def __init__(
         self,
@@ -154,7 +154,11 @@ class PermissionDenied(OrderflowError):
 
 
 class Overloaded(OrderflowError):
-    """More than the server takes at the moment: wait `retry_delay`."""
+    """More than the server takes at the moment: wait `retry_delay`. Without one it is more than it ever takes."""
+
+    def __init__(self, message: str, **told: Any) -> None:
+        super().__init__(message, **told)
+        self.safe_to_repeat = self.retry_delay is not None
 
 
 class Unavailable(OrderflowError):
@@ -202,6 +206,17 @@ def errors_by_meaning(*request_ids: str) -> Iterator[None]:
             raise
         text = "the client was closed during the call"
         raise _translate(grpc.StatusCode.CANCELLED, text, None, request_ids) from error
+
+
+@contextmanager
+def after(refused: OrderflowError) -> Iterator[None]:
+    """Around the repeat of a `refused` call: where that one may have been accepted, no error says otherwise."""
+    try:
+        yield
+    except OrderflowError as error:
+        if refused.outcome is Outcome.UNKNOWN and error.outcome is Outcome.NOT_ACCEPTED:
+            error.outcome = Outcome.UNKNOWN
+        raise
 
 
 def error_of_status(status: Status, *request_ids: str) -> OrderflowError:

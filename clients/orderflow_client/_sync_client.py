@@ -36,10 +36,10 @@ from orderflow.orders.v1.order_service_pb2 import (
     WatchOrderResponse,
 )
 from orderflow.orders.v1.order_service_pb2_grpc import OrderServiceStub
-from orderflow_client._batches import Batch, BatchResult, Progress, batch_results, batches
+from orderflow_client._batches import Batch, BatchResult, Progress, batch_results, batches, failed_results
 from orderflow_client._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, channel_options
 from orderflow_client._credentials import SyncToken, TokenSource
-from orderflow_client._errors import OrderflowError, Unauthenticated, errors_by_meaning
+from orderflow_client._errors import OrderflowError, Unauthenticated, after, errors_by_meaning
 from orderflow_client._metadata import Metadata, call_metadata
 from orderflow_client._requests import (
     NewOrder,
@@ -167,10 +167,10 @@ class SyncOrdersClient:
             placed = placed_by(*request.requests)
             try:
                 response = self._call(self._stub.BatchCreateOrders, request, timeout, metadata, placed)
+                results = batch_results(request, response)
             except OrderflowError as error:
-                batch.failed(error)
-                return batch.results
-            pause = batch.answered(batch_results(request, response))
+                results = failed_results(request, error)
+            pause = batch.answered(results)
             if pause is None:
                 return batch.results
             self._closed.wait(pause)
@@ -381,7 +381,7 @@ class SyncOrdersClient:
                 return
             except Unauthenticated:
                 refused, token = token, self._token.get(refused=token)
-                if is_renewed or token == refused:
+                if token == refused or (is_renewed and not watch.was_let_in):
                     raise
                 is_renewed = True
                 continue
@@ -420,11 +420,12 @@ class SyncOrdersClient:
         try:
             with errors_by_meaning(*request_ids):
                 return method(request, timeout=end - time.monotonic(), metadata=call_metadata(metadata, token))
-        except Unauthenticated:
+        except Unauthenticated as error:
+            first = error
             refused, token = token, self._token.get(refused=token)
             if token == refused:
                 raise
-        with errors_by_meaning(*request_ids):
+        with after(first), errors_by_meaning(*request_ids):
             return method(request, timeout=end - time.monotonic(), metadata=call_metadata(metadata, token))
 
     def close(self) -> None:

@@ -39,12 +39,19 @@ class Watch:
         self._request = WatchOrderRequest(order_id=order_id, resume_token=resume_token)
         self._end = None if timeout is None else time.monotonic() + timeout
         self._breaks = 0
+        self._has_received = False
         self._begun = self._failing_since = time.monotonic()
 
     def begin(self) -> WatchOrderRequest:
         """Returns the request of the next stream."""
         self._begun = time.monotonic()
+        self._has_received = False
         return self._request
+
+    @property
+    def was_let_in(self) -> bool:
+        """Whether the stream that ended was a server's: a token that it ended for has expired meanwhile."""
+        return self._has_received or time.monotonic() - self._begun > _REACHED_SECONDS
 
     def time_left(self) -> float | None:
         """Returns the seconds until the caller's deadline, None without one."""
@@ -54,6 +61,7 @@ class Watch:
         """Takes a response; returns whether it is the last."""
         self._request.resume_token = response.resume_token
         self._breaks = 0
+        self._has_received = True
         return is_settled(response.order)
 
     def broke(self, error: OrderflowError) -> float:

@@ -142,6 +142,15 @@ async def test_what_the_server_cannot_take_for_now_is_sent_again(caller, orders)
     assert [ids(seen.request.requests) for seen in orders.seen] == [ids_of(3), ["r-1"], ["r-1"]]
 
 
+async def test_so_is_what_is_more_than_it_takes_at_once(caller, orders):
+    shed = Refusal(CODE.RESOURCE_EXHAUSTED, details=(NOT_ACCEPTED, retry_info(0.01)))
+    orders.refused["r-1"].append(shed)
+    orders.script.extend([shed, shed])
+    results = await caller.all("create_orders", many(3))
+    assert [result.error for result in results] == [None] * 3
+    assert [ids(seen.request.requests) for seen in orders.seen] == [ids_of(3), ids_of(3), ids_of(3), ["r-1"]]
+
+
 async def test_four_tries_at_most(caller, orders):
     orders.refused["r-0"].extend([Refusal(CODE.UNAVAILABLE, details=(NOT_ACCEPTED,))] * 9)
     [result] = await caller.all("create_orders", many(1))

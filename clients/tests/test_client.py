@@ -192,6 +192,12 @@ async def test_errors_by_meaning(caller, orders, code, kind, safe_to_repeat):
     assert isinstance(error.__cause__, grpc.RpcError)
 
 
+async def test_what_is_more_than_the_server_ever_takes_is_not_safe_to_repeat(caller, orders):
+    orders.script.append(Refusal(CODE.RESOURCE_EXHAUSTED, "Received message larger than max"))
+    error = await failure(caller.create())
+    assert (type(error).__name__, error.retry_delay, error.safe_to_repeat) == ("Overloaded", None, False)
+
+
 async def test_an_invalid_order_names_every_violation(caller, orders):
     details = (
         error_info("INVALID_ORDER", outcome="NOT_ACCEPTED"),

@@ -15,8 +15,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from clients.tests.authority import Authority
 from clients.tests.caller import ORDER, connected, failure
-from clients.tests.scripted_server import Refusal, serving
-from orderflow_client import OrdersClient, SyncOrdersClient, Unauthenticated, Unavailable, tls
+from clients.tests.scripted_server import Refusal, error_info, serving
+from orderflow_client import OrdersClient, Outcome, SyncOrdersClient, Unauthenticated, Unavailable, tls
 
 CODE = grpc.StatusCode
 REFUSED = Refusal(CODE.UNAUTHENTICATED)
@@ -48,6 +48,17 @@ async def test_a_refused_token_is_asked_for_once_more(flavour, target, orders):
     orders.script.extend([REFUSED] * 2)
     assert isinstance(await failure(caller.create()), Unauthenticated)
     assert authorizations(orders)[3:] == ["Bearer new", "Bearer newer"]
+    await caller.close()
+
+
+async def test_a_renewed_token_makes_no_order_unaccepted(flavour, target, orders):
+    given = iter(["old", "new"])
+    caller = connected(flavour, target, token=lambda: next(given))
+    may_be_accepted = Refusal(CODE.UNAUTHENTICATED, details=(error_info("UNAUTHENTICATED", outcome="UNKNOWN"),))
+    not_accepted = (error_info("INVALID_ORDER", outcome="NOT_ACCEPTED"),)
+    orders.script.extend([may_be_accepted, Refusal(CODE.INVALID_ARGUMENT, details=not_accepted)])
+    assert (await failure(caller.create())).outcome is Outcome.UNKNOWN
+    assert len(orders.seen) == 2
     await caller.close()
 
 

@@ -167,6 +167,16 @@ async def test_an_expired_token_is_renewed_between_streams(target, orders):
     ]
 
 
+async def test_each_token_that_expires_during_a_stream_is_renewed(flavour, target, orders):
+    given = iter(range(100))
+    expired = Refusal(CODE.UNAUTHENTICATED)
+    orders.stream_script.extend([proceed, expired, proceed, expired])
+    caller = connected(flavour, target, token=lambda: f"t-{next(given)}")
+    assert await revisions(caller) == [1, 2, 3]
+    assert [seen.metadata["authorization"] for seen in orders.seen] == ["Bearer t-0", "Bearer t-1", "Bearer t-2"]
+    await caller.close()
+
+
 async def test_a_token_that_is_refused_twice_is_not_renewed_for_ever(flavour, target, orders):
     given = iter(range(100))
     orders.script.extend([Refusal(CODE.UNAUTHENTICATED)] * 100)
