@@ -60,7 +60,7 @@ class Admission(grpc.aio.ServerInterceptor):
         """Nothing is under way."""
         self._settings = settings
         self._rate = RateLimit(settings.rate_limit)
-        self._calls = 0
+        self._calls: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
 
     async def intercept_service(
@@ -80,20 +80,21 @@ class Admission(grpc.aio.ServerInterceptor):
         return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     def _unary(self, method: str, handler: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
-        outcome = "" if calls.is_read(method) else "NOT_ACCEPTED"
+        # Counted apart: reads that wait for what is not there yet leave room for orders.
+        kind, outcome = ("read", "") if calls.is_read(method) else ("write", "NOT_ACCEPTED")
         is_batch = method.rpartition("/")[2].startswith("Batch")
         parsed = handler.request_deserializer
         respond = handler.unary_unary
 
         async def admitted(message: bytes, context: Any) -> Any:
-            if self._calls >= self._settings.max_concurrent_calls:
+            if self._calls[kind] >= self._settings.max_concurrent_calls:
                 raise _shed(errors.too_many_calls(outcome=outcome, limit=self._settings.max_concurrent_calls))
-            self._calls += 1
+            self._calls[kind] += 1
             try:
                 request = await self._within_rate(message, parsed, calls.caller(context), outcome, is_batch=is_batch)
                 return await respond(request, context)
             finally:
-                self._calls -= 1
+                self._calls[kind] -= 1
 
         return admitted
 

@@ -21,7 +21,7 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
         # Streams of one connection. What is over it waits in the caller's channel without a word, so it stands where
         # no caller comes who is within its limits: those answer. It bounds what one connection can hold open.
-        ("grpc.max_concurrent_streams", settings.max_streams_per_caller + settings.max_concurrent_calls),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_caller + 2 * settings.max_concurrent_calls),
         # Callers may ping an idle connection each 10 s, as firewalls make them, where gRPC's default is 5 minutes.
         # The third ping that comes sooner ends the connection.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -112,7 +112,7 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
         except AlreadyResolved as error:
             raise _already_resolved() from error
         except DiscardRefused as refused:
-            raise _failed_precondition(refused.reason, _DISCARD_TEXTS[refused.reason]) from refused
+            raise errors.failed_precondition(refused.reason, _DISCARD_TEXTS[refused.reason]) from refused
         log.info("dead_letter.discarded", dead_letter_id=str(which), by=calls.caller(context))
         return pb.DiscardDeadLetterResponse(dead_letter=await self._get(which))
 
@@ -123,7 +123,7 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
         _check_filter(request.filter)
         plan = await self._letters.create_plan(request.filter, by=calls.caller(context))
         if plan is None:
-            raise _failed_precondition("NOTHING_TO_REPLAY", "no unresolved dead letter matches")
+            raise errors.failed_precondition("NOTHING_TO_REPLAY", "no unresolved dead letter matches")
         log.info("replay_plan.created", plan_id=plan.plan_id, total=plan.total, by=calls.caller(context))
         return pb.CreateReplayPlanResponse(plan=plan)
 
@@ -175,7 +175,7 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
         """Publishes the record to its group, then records it. Twice is once: the group takes the first copy only."""
         group = entry.dead_letter.group
         if group not in GROUPS:  # from the catalogue: a header never chooses where something is sent
-            raise _failed_precondition("UNKNOWN_GROUP", "the group that gave up on it is not one of this version")
+            raise errors.failed_precondition("UNKNOWN_GROUP", "the group that gave up on it is not one of this version")
         try:
             await self._publisher.publish(
                 retry.replayed(entry.dead_letter, retry_topics(group, self._delays)), timeout=_PUBLISH_SECONDS
@@ -185,7 +185,7 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
             raise errors.kafka_unavailable() from error
         except OutcomeUnknown as error:
             metrics.REPLAYS.labels("unknown").inc()
-            raise errors.outcome_unknown() from error
+            raise errors.replay_outcome_unknown() from error
         metrics.REPLAYS.labels("replayed").inc()
         fault_points.reached("W15")
         which = DeadLetterId.parse(entry.dead_letter_id)
@@ -268,8 +268,4 @@ def _page_token(token: str, bound: str) -> DeadLetterId | None:
 
 
 def _already_resolved() -> CallError:
-    return _failed_precondition("ALREADY_RESOLVED", "the dead letter was replayed, discarded or settled before")
-
-
-def _failed_precondition(reason: str, message: str) -> CallError:
-    return CallError(grpc.StatusCode.FAILED_PRECONDITION, reason, message, outcome="NOT_ACCEPTED")
+    return errors.failed_precondition("ALREADY_RESOLVED", "the dead letter was replayed, discarded or settled before")

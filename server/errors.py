@@ -128,7 +128,7 @@ def kafka_unavailable() -> CallError:
     return CallError(
         grpc.StatusCode.UNAVAILABLE,
         "KAFKA_UNAVAILABLE",
-        "orders cannot be accepted right now; nothing was accepted",
+        "nothing can be accepted right now, and nothing was",
         outcome="NOT_ACCEPTED",
         retry_seconds=1.0,
     )
@@ -140,6 +140,16 @@ def outcome_unknown() -> CallError:
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "OUTCOME_UNKNOWN",
         "the order was not acknowledged in time; repeat the call with the same request_id to learn what became of it",
+        outcome="UNKNOWN",
+    )
+
+
+def replay_outcome_unknown() -> CallError:
+    """Returns DEADLINE_EXCEEDED: the replay was handed to Kafka and not acknowledged in time."""
+    return CallError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "OUTCOME_UNKNOWN",
+        "the replay was not acknowledged in time; replay it again: it is handled once",
         outcome="UNKNOWN",
     )
 
@@ -156,7 +166,7 @@ def command_outcome_unknown() -> CallError:
 
 def request_id_reused() -> CallError:
     """Returns FAILED_PRECONDITION: another payload was sent under the request_id before."""
-    return _failed_precondition(
+    return failed_precondition(
         "REQUEST_ID_REUSED",
         "this request_id was used for another order; use a new one for a new order",
         ("REQUEST_ID", "request_id", "belongs to an order with other content"),
@@ -165,7 +175,7 @@ def request_id_reused() -> CallError:
 
 def command_request_id_reused() -> CallError:
     """Returns FAILED_PRECONDITION: the same was asked of the order under the request_id before, in other words."""
-    return _failed_precondition(
+    return failed_precondition(
         "REQUEST_ID_REUSED",
         "this request_id was used before with other content; use a new one",
         ("REQUEST_ID", "request_id", "belongs to a call with other content"),
@@ -186,7 +196,7 @@ def command_refused(refusal: CommandRefused) -> CallError:
             order_status=status,
         )
     text = _REFUSALS.get(refusal.reason, "the order does not allow it")
-    error = _failed_precondition(refusal.reason, text, ("ORDER", "order", text))
+    error = failed_precondition(refusal.reason, text, ("ORDER", "order", text))
     return dataclasses.replace(error, order_status=status)
 
 
@@ -198,20 +208,16 @@ _REFUSALS: Final = {
 }
 
 
-def _failed_precondition(reason: str, message: str, violation: tuple[str, str, str]) -> CallError:
-    kind, subject, description = violation
+def failed_precondition(reason: str, message: str, violation: tuple[str, str, str] | None = None) -> CallError:
+    """Returns FAILED_PRECONDITION: nothing was changed. `violation` is the type, subject and description of one."""
+    details: list[Message] = []
+    if violation is not None:
+        kind, subject, description = violation
+        failure = error_details_pb2.PreconditionFailure()
+        failure.violations.add(type=kind, subject=subject, description=description)
+        details.append(failure)
     return CallError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        reason,
-        message,
-        outcome="NOT_ACCEPTED",
-        details=(
-            error_details_pb2.PreconditionFailure(
-                violations=[
-                    error_details_pb2.PreconditionFailure.Violation(type=kind, subject=subject, description=description)
-                ]
-            ),
-        ),
+        grpc.StatusCode.FAILED_PRECONDITION, reason, message, outcome="NOT_ACCEPTED", details=tuple(details)
     )
 
 
@@ -227,7 +233,7 @@ def rate_limited(*, outcome: str, limit: str, retry_seconds: float | None) -> Ca
 
 
 def too_many_calls(*, outcome: str, limit: int) -> CallError:
-    """Returns RESOURCE_EXHAUSTED: the server has as many calls under way as it takes."""
+    """Returns RESOURCE_EXHAUSTED: the server has as many reads, or as many other calls, under way as it takes."""
     return _exhausted(
         "TOO_MANY_CALLS",
         "the server has too many calls under way",

@@ -28,6 +28,7 @@ from orderflow.orders.v1.order_service_pb2 import (
 )
 from server import calls, errors, history_entries, page_tokens
 from server.errors import CallError
+from server.gathering import Gathering
 from server.page_tokens import Position
 from server.tokens import ConsistencyToken, InvalidTokenError
 from settings import ServerSettings
@@ -56,6 +57,7 @@ class OrderQueries:
     def __init__(self, *, views: OrderViews, history: OrderHistory, settings: ServerSettings) -> None:
         """Collaborators are given; nothing is connected here."""
         self._views = views
+        self._awaited: Gathering[str, OrderView] = Gathering(views.get_many)
         self._history = history
         self._settings = settings
 
@@ -145,8 +147,8 @@ class OrderQueries:
         """
         seen: dict[str, OrderView] = {}
         pause = _FIRST_LOOK_SECONDS
+        found: Mapping[str, OrderView] = await self._views.get_many(list(wanted))
         while True:
-            found = await self._views.get_many([order_id for order_id in wanted if order_id not in seen])
             if any(view.is_purged and calls.may_see(context, view.caller) for view in found.values()):
                 raise errors.order_purged()
             seen |= {
@@ -163,6 +165,10 @@ class OrderQueries:
                 raise errors.order_not_found()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _SLOWEST_LOOK_SECONDS)
+            missing_ids = [order_id for order_id in wanted if order_id not in seen]
+            # All who wait look together: they may be as many as there are calls.
+            together = await self._awaited.look_all(missing_ids)
+            found = {order_id: together[order_id] for order_id in missing_ids if order_id in together}
 
 
 def check_order_id(order_id: str, field: str = "order_id", *, outcome: str = "") -> None:

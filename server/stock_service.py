@@ -5,7 +5,6 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from google.rpc import error_details_pb2
 
 from domain import stock_validation
 from domain.stock_validation import Change
@@ -95,20 +94,16 @@ async def _changed(changing: Awaitable[StockLevel]) -> pb.StockLevel:
     except UnknownSkuError as error:
         raise _sku_not_found(outcome="NOT_ACCEPTED") from error
     except ShortageError as error:
-        raise _failed_precondition(
+        raise errors.failed_precondition(
             "TOO_FEW_UNITS",
             "fewer units are left than are to be taken away; nothing was changed",
-            kind="STOCK",
-            subject="delta",
-            description="takes more than is left",
+            ("STOCK", "delta", "takes more than is left"),
         ) from error
     except ChangeRequestIdReusedError as error:
-        raise _failed_precondition(
+        raise errors.failed_precondition(
             "REQUEST_ID_REUSED",
             "this request_id was used for another change; use a new one for a new change",
-            kind="REQUEST_ID",
-            subject="request_id",
-            description="belongs to another change",
+            ("REQUEST_ID", "request_id", "belongs to another change"),
         ) from error
 
 
@@ -125,15 +120,4 @@ def _message(level: StockLevel) -> pb.StockLevel:
 def _sku_not_found(*, outcome: str = "") -> CallError:
     return CallError(
         grpc.StatusCode.NOT_FOUND, "SKU_NOT_FOUND", "nothing was ever set for the SKU: SetStock makes it known", outcome
-    )
-
-
-def _failed_precondition(reason: str, message: str, *, kind: str, subject: str, description: str) -> CallError:
-    violation = error_details_pb2.PreconditionFailure.Violation(type=kind, subject=subject, description=description)
-    return CallError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        reason,
-        message,
-        outcome="NOT_ACCEPTED",
-        details=(error_details_pb2.PreconditionFailure(violations=[violation]),),
     )

@@ -6,7 +6,7 @@ import datetime
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import grpc
@@ -34,10 +34,11 @@ from orderflow.orders.v1.order_service_pb2 import (
     ListOrdersRequest,
 )
 from server import calls
+from server.gathering import Gathering
 from server.tokens import ConsistencyToken
 from settings import DatabaseSettings
 from storage.database import Database
-from storage.order_views import OrderViews
+from storage.order_views import OrderView, OrderViews
 from tests import engines, served
 from tests.builders import NOW, a_group, an_id, an_order, order_created, order_event
 from tests.served import ReadModel, Served, called_as, order_life, orders_of, refusal
@@ -123,7 +124,7 @@ async def test_a_batch_is_one_look(
 
 
 async def test_a_batch_waits_for_each_of_its_tokens(
-    database: Database, stub: Any, model: ReadModel, monkeypatch: pytest.MonkeyPatch
+    server: Served, stub: Any, model: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, quick = order_life(), order_life()
     await model.add(*quick[:2], slow[0])
@@ -140,6 +141,7 @@ async def test_a_batch_waits_for_each_of_its_tokens(
         return found
 
     monkeypatch.setattr(OrderViews, "get_many", get_many)
+    monkeypatch.setattr(server.queries, "_awaited", Gathering(server.queries._views.get_many))
     call = stub.BatchGetOrders(BatchGetOrdersRequest(requests=requests), timeout=20)
     for event in slow[1:3]:
         looks = len(looked)
@@ -148,6 +150,28 @@ async def test_a_batch_waits_for_each_of_its_tokens(
     assert [each.order.revision for each in (await call).orders] == [3, 2]
     assert looked[0] == [each.order_id for each in requests]
     assert looked[-1] == [requests[0].order_id], "what was there is not looked for again"
+
+
+async def test_reads_that_wait_look_together(
+    server: Served, stub: Any, model: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be as many as the server takes, and PostgreSQL has ten connections for all."""
+    lives = [order_life() for _ in range(20)]
+    await model.add(*(life[0] for life in lives))
+    sizes: list[int] = []
+
+    async def together(order_ids: Collection[str]) -> dict[str, OrderView]:
+        sizes.append(len(order_ids))
+        return await server.queries._views.get_many(order_ids)
+
+    monkeypatch.setattr(server.queries, "_awaited", Gathering(together))
+    requests = [
+        GetOrderRequest(order_id=life[0].order.order_id, consistency_token=token(life[0].order, 2)) for life in lives
+    ]
+    reads = [asyncio.ensure_future(stub.GetOrder(request, timeout=20)) for request in requests]
+    await engines.eventually(lambda: max(sizes, default=0) > 1, "some of those who wait look together")
+    await model.add(*(life[1] for life in lives))
+    assert {read.order.revision for read in await asyncio.gather(*reads)} == {2}
 
 
 async def test_a_batch_has_the_error_of_its_first_order_that_has_one(

@@ -59,7 +59,7 @@ def test_a_connection_has_a_limit_of_streams() -> None:
     """Past what one caller may have at all, which is refused with an answer: tests/unit/test_admission.py."""
     settings = ServerSettings()
     most = dict(channel_options(settings))["grpc.max_concurrent_streams"]
-    assert most == settings.max_streams_per_caller + settings.max_concurrent_calls
+    assert most == settings.max_streams_per_caller + 2 * settings.max_concurrent_calls
 
 
 async def test_idle_streams_are_capped_and_harm_no_neighbour(

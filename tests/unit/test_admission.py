@@ -52,6 +52,11 @@ class Held(order_service_pb2_grpc.OrderServiceServicer):
         return BatchCreateOrdersResponse()
 
     async def GetOrder(self, request: GetOrderRequest, context: Any) -> GetOrderResponse:  # noqa: N802
+        self.under_way += 1
+        try:
+            await self.let_go.wait()
+        finally:
+            self.under_way -= 1
         return GetOrderResponse()
 
     async def WatchOrder(self, request: WatchOrderRequest, context: Any) -> AsyncIterator[WatchOrderResponse]:  # noqa: N802
@@ -130,6 +135,10 @@ async def test_calls_over_the_limit_are_refused_at_once_and_those_under_way_end_
         assert refused["RetryInfo"].retry_delay.ToMilliseconds() == 500
         assert refused["pushback"] == "500"
         assert "2" in refused["QuotaFailure"].violations[0].description
+        assert shed("TOO_MANY_CALLS") == before + 1
+
+        let_in += [asyncio.ensure_future(server.stub.GetOrder(GetOrderRequest())) for _ in range(2)]
+        await server.under_way(4)  # reads are counted apart: those that wait leave room for orders, and the reverse
         read = await refusal(server.stub.GetOrder(GetOrderRequest(), timeout=5))
         assert (read["reason"], read["outcome"]) == ("TOO_MANY_CALLS", "")
         assert shed("TOO_MANY_CALLS") == before + 2
@@ -196,8 +205,10 @@ async def test_open_streams_are_limited_and_given_back() -> None:
         assert (refused["reason"], refused["outcome"]) == ("TOO_MANY_STREAMS", "")
         assert "each caller" in refused["QuotaFailure"].violations[0].description
         assert refused["pushback"] == "1000"
-        await server.stub.GetOrder(GetOrderRequest(), timeout=5)  # streams take no room from calls
+        call = server.stub.CreateOrder(CreateOrderRequest(), timeout=5)  # streams take no room from calls
+        await server.under_way(3)
 
+        call.cancel()
         streams[0].cancel()
         await server.under_way(1)
         again = server.stub.WatchOrder(WatchOrderRequest())

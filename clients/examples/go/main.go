@@ -23,6 +23,7 @@ import (
 )
 
 // A repeat is safe because each order carries a request_id.
+// What it repeats must carry a request_id: without one, a channel that retries may place or pay back twice.
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
   "methodConfig": [{

@@ -137,7 +137,8 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetOrders(self, request, context):
-        """Returns up to 500 orders, in the order of the requests: all of them or none.
+        """Returns up to 500 orders, in the order of the requests: all of them or none. Orders with hundreds of lines or labels
+        can come to more than the 4 MiB that a channel takes unless it is told otherwise: ask for fewer, or allow more.
 
         Errors: as GetOrder, of the first order that has one; INVALID_ARGUMENT for no requests or too many.
         """

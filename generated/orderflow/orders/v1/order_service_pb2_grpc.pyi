@@ -55,7 +55,8 @@ class OrderServiceStub:
     Errors: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE with RetryInfo (not that far yet, or the store is away).
     """
     BatchGetOrders: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.BatchGetOrdersRequest, _order_service_pb2.BatchGetOrdersResponse]
-    """Returns up to 500 orders, in the order of the requests: all of them or none.
+    """Returns up to 500 orders, in the order of the requests: all of them or none. Orders with hundreds of lines or labels
+    can come to more than the 4 MiB that a channel takes unless it is told otherwise: ask for fewer, or allow more.
 
     Errors: as GetOrder, of the first order that has one; INVALID_ARGUMENT for no requests or too many.
     """
@@ -137,7 +138,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     Errors: NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE with RetryInfo (not that far yet, or the store is away).
     """
     BatchGetOrders: _aio.UnaryUnaryMultiCallable[_order_service_pb2.BatchGetOrdersRequest, _order_service_pb2.BatchGetOrdersResponse]  # type: ignore[assignment]
-    """Returns up to 500 orders, in the order of the requests: all of them or none.
+    """Returns up to 500 orders, in the order of the requests: all of them or none. Orders with hundreds of lines or labels
+    can come to more than the 4 MiB that a channel takes unless it is told otherwise: ask for fewer, or allow more.
 
     Errors: as GetOrder, of the first order that has one; INVALID_ARGUMENT for no requests or too many.
     """
@@ -240,7 +242,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_service_pb2.BatchGetOrdersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_service_pb2.BatchGetOrdersResponse, _abc.Awaitable[_order_service_pb2.BatchGetOrdersResponse]]:
-        """Returns up to 500 orders, in the order of the requests: all of them or none.
+        """Returns up to 500 orders, in the order of the requests: all of them or none. Orders with hundreds of lines or labels
+        can come to more than the 4 MiB that a channel takes unless it is told otherwise: ask for fewer, or allow more.
 
         Errors: as GetOrder, of the first order that has one; INVALID_ARGUMENT for no requests or too many.
         """
