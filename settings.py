@@ -16,6 +16,10 @@ PREFIX = "ORDERFLOW_"
 
 Seconds = Annotated[float, pydantic.Field(gt=0)]
 
+_CALLS_OF_A_CHARGE = 5
+_LONGEST_RETRY_DELAY = 86_400
+"""Seconds. Kafka deletes what waits on a retry topic after a week, handled or not: an outage may use the rest."""
+
 
 class SettingsError(Exception):
     """A setting is missing, wrong or unknown. The text names each one and says what is expected."""
@@ -64,7 +68,7 @@ class KafkaSettings(Section):
     retry_delays: str = pydantic.Field(
         "10,300",
         pattern=r"^[1-9][0-9]*(,[1-9][0-9]*)*$",
-        description="Delays of each group's retry topics, seconds, rising. They are part of the topics' names.",
+        description="Delays of each group's retry topics, seconds, rising, at most a day. They are in topics' names.",
     )
     replication_factor: int = pydantic.Field(
         1, ge=1, description="Replicas of each topic that `orderflow topics apply` creates. 3 on a real cluster."
@@ -75,6 +79,14 @@ class KafkaSettings(Section):
         description="Replicas that must have a record before it is acknowledged; where fewer answer, orders are "
         "refused. 2 on a real cluster.",
     )
+
+    @pydantic.field_validator("retry_delays")
+    @classmethod
+    def _rise_to_a_day(cls, value: str) -> str:
+        delays = [int(delay) for delay in value.split(",")]
+        if delays != sorted(set(delays)) or delays[-1] > _LONGEST_RETRY_DELAY:
+            raise ValueError(f"must rise, up to {_LONGEST_RETRY_DELAY} at the most")
+        return value
 
     @property
     def retry_delay_seconds(self) -> tuple[int, ...]:
@@ -135,7 +147,9 @@ class ServerSettings(Section):
         description="On SIGTERM: how long to answer NOT_SERVING and still take calls, so that load balancers notice.",
     )
     max_concurrent_calls: int = pydantic.Field(
-        1000, ge=1, description="Calls under way at once, streams not counted. More are refused."
+        1000,
+        ge=1,
+        description="Calls under way at once, reads and others counted apart, streams not. More are refused.",
     )
     max_streams: int = pydantic.Field(10_000, ge=1, description="Streams (WatchOrder) open at once. More are refused.")
     max_streams_per_caller: int = pydantic.Field(5_000, ge=1, description="The same of one caller.")
@@ -199,6 +213,11 @@ class ClientCertificateSettings(Section):
     operators: str = pydantic.Field(
         "", description="Callers that have orders:operate and orders:admin too, comma-separated."
     )
+
+    @property
+    def operator_names(self) -> frozenset[str]:
+        """The operators one by one."""
+        return _listed(self.operators)
 
 
 class TokenSettings(Section):
@@ -629,6 +648,7 @@ def load() -> Settings:
                 problems.append(f"{prefix}{field}".upper() + f": {problem['msg']}. Expected: {expected}")
     if not problems:
         problems += _sends_that_outlast_a_drain(sections)
+        problems += _charges_that_outlast_a_handling(sections)
     if not problems and os.environ.get(fault_points.VARIABLE):
         problems += _refused_fault_points(sections["kafka"].bootstrap, sections["database"].url.get_secret_value())
     if problems:
@@ -643,6 +663,17 @@ def _sends_that_outlast_a_drain(sections: dict[str, Any]) -> list[str]:
         f"{PREFIX}{name.upper()}_TIMEOUT: must be shorter than {PREFIX}WORKER_DRAIN_SECONDS, which is {drain:g}"
         for name in ("email", "sms")
         if sections[name].timeout >= drain
+    ]
+
+
+def _charges_that_outlast_a_handling(sections: dict[str, Any]) -> list[str]:
+    # One that is cut off is parked although it is nobody's fault: its calls have limits of their own (semantics 30).
+    most = sections["worker"].handling_limit / _CALLS_OF_A_CHARGE
+    if sections["gateway"].timeout < most:
+        return []
+    return [
+        f"{PREFIX}GATEWAY_TIMEOUT: must be less than {most:g}, for the {_CALLS_OF_A_CHARGE} calls that a charge may"
+        f" take within {PREFIX}WORKER_HANDLING_LIMIT"
     ]
 
 

@@ -65,6 +65,6 @@ def certificate_caller(properties: Mapping[str, Iterable[bytes]], settings: Clie
     if name is None:
         return None
     given = frozenset(settings.scopes.split())
-    if name in settings.operators.split(","):
+    if name in settings.operator_names:
         given |= {scopes.OPERATE, scopes.ADMIN}
     return Caller(name, given)

@@ -71,6 +71,31 @@ def test_a_send_may_not_outlast_a_drain(monkeypatch: pytest.MonkeyPatch, name: s
         settings.load()
 
 
+def test_the_calls_of_a_charge_may_not_outlast_its_handling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERFLOW_GATEWAY_TIMEOUT", "11.9")
+    settings.load()
+    monkeypatch.setenv("ORDERFLOW_GATEWAY_TIMEOUT", "12")
+    with pytest.raises(SettingsError, match="ORDERFLOW_GATEWAY_TIMEOUT: must be less than 12"):
+        settings.load()
+
+
+@pytest.mark.parametrize("delays", ["300,10", "10,10", "86401"])
+def test_delays_that_do_not_rise_or_that_kafka_may_not_keep_are_refused(
+    monkeypatch: pytest.MonkeyPatch, delays: str
+) -> None:
+    monkeypatch.setenv("ORDERFLOW_KAFKA_RETRY_DELAYS", "10,86400")
+    assert settings.load().kafka.retry_delay_seconds == (10, 86400)
+    monkeypatch.setenv("ORDERFLOW_KAFKA_RETRY_DELAYS", delays)
+    with pytest.raises(SettingsError, match=r"ORDERFLOW_KAFKA_RETRY_DELAYS: .* must rise, up to 86400"):
+        settings.load()
+
+
+def test_operators_may_be_listed_with_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.load().client_certificates.operator_names == frozenset()
+    monkeypatch.setenv("ORDERFLOW_SERVER_MTLS_OPERATORS", "night, console")
+    assert settings.load().client_certificates.operator_names == {"night", "console"}
+
+
 def test_a_provider_of_text_messages_needs_an_address_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERFLOW_SMS_KIND", "http")
     with pytest.raises(SettingsError) as refused:
