@@ -35,6 +35,7 @@ def fill(order: Order, request: CreateOrderRequest, *, order_id: str) -> None:
     order.order_id = order_id
     order.user_id = request.user_id
     order.items.MergeFrom(items)
+    order.DiscardUnknownFields()  # type: ignore[no-untyped-call, unused-ignore]  # a merge takes those of items along
     add_up(items, order.total)
     order.payment_method = request.payment_method
     order.etag = etag_of(order_id, 1)

@@ -60,10 +60,13 @@ def unstorable(event: OrderEvent, *, may_have_nul: bool = True) -> str | None:
             return "a time is not between 1970 and 9999"
     if event.revision < 0 or order.revision < 0:
         return "a revision is negative"
+    created = event.order_created
+    indexed = (order.user_id, event.metadata.caller, created.caller, created.request_id)
+    if max(map(len, indexed)) > _MOST:
+        return "a text is longer than an index takes"
     if not may_have_nul:
         return None
-    created = event.order_created
-    texts = [order.user_id, event.metadata.caller, created.caller, created.request_id, order.failure_reason]
+    texts = [*indexed, order.failure_reason, event.payment_failed.gateway_reference]
     texts += [item.sku for item in order.items]
     if "\x00" in "".join(texts):
         return "a text has a NUL"

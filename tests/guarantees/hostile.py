@@ -1,6 +1,7 @@
 """Records that nobody sane would write, drawn by Hypothesis from records that the system wrote."""
 
 import itertools
+import random
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -21,7 +22,17 @@ _SECONDS: Final = (-1, -(2**63), 2**63 - 1, -62135596801, 253_402_300_799, 253_4
 _NANOS: Final = (0, -1, 10**9 - 1, 10**9, 2**31 - 1, -(2**31))
 _NUMBERS: Final = (-1, 0, 1, 2, 7, 2**31 - 1)
 _BIG: Final = (*_NUMBERS, 2**63 - 1, -(2**63))
-_TEXTS: Final = ("\0", "a\0b", "", "x" * 5000, "\r\nBcc: everybody@example.com", "\u202egnp", "😀" * 40, "' or 1=1 --")
+_TEXTS: Final = (
+    "\0",
+    "a\0b",
+    "",
+    "x" * 5000,
+    random.Random(7).randbytes(4000).hex(),
+    "\r\nBcc: everybody@example.com",
+    "\u202egnp",
+    "😀" * 40,
+    "' or 1=1 --",
+)
 _KEYS: Final = (None, b"", b"not-a-uuid", b"\xff\xfe", b"\0", b"k" * 2000)
 _TIMESTAMPS: Final = (None, None, 1, 10**12)
 
@@ -156,7 +167,7 @@ def _a_text(draw: Draw, event: OrderEvent) -> None:
     name = draw(
         st.sampled_from(
             "user_id email phone payment_method failure_reason external_reference language etag"
-            " caller correlation_id causation_id source created_by request_id sku currency label".split()
+            " caller correlation_id causation_id source created_by request_id declined sku currency label".split()
         )
     )
     if name in ("caller", "correlation_id", "causation_id", "source"):
@@ -165,6 +176,8 @@ def _a_text(draw: Draw, event: OrderEvent) -> None:
         event.order_created.caller = text
     elif name == "request_id":
         event.order_created.request_id = text
+    elif name == "declined":
+        event.payment_failed.gateway_reference = text
     elif name == "label":
         order.labels[text] = text
     elif name == "sku":

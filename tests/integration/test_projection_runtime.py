@@ -1,6 +1,7 @@
 """The projector on a real Kafka and PostgreSQL: nothing twice, nothing skipped, and no record stops it."""
 
 import asyncio
+import random
 import uuid
 
 import pytest
@@ -156,6 +157,18 @@ def _nul_in_the_caller(event: OrderEvent) -> None:
     event.metadata.caller = "a\x00b"
 
 
+def _nul_in_the_reference_of_a_decline(event: OrderEvent) -> None:
+    event.payment_failed.gateway_reference = "a\x00b"
+
+
+def _user_longer_than_an_index_takes(event: OrderEvent) -> None:
+    event.order.user_id = random.Random(7).randbytes(4000).hex()  # else it is compressed, and fits
+
+
+def _caller_longer_than_an_index_takes(event: OrderEvent) -> None:
+    event.metadata.caller = random.Random(7).randbytes(4000).hex()
+
+
 def _time_outside_of_the_calendar(event: OrderEvent) -> None:
     event.occur_time.seconds = 10**15
 
@@ -173,6 +186,9 @@ def _status_of_the_future(event: OrderEvent) -> None:
     [
         _nul_in_a_text,
         _nul_in_the_caller,
+        _nul_in_the_reference_of_a_decline,
+        _user_longer_than_an_index_takes,
+        _caller_longer_than_an_index_takes,
         _time_outside_of_the_calendar,
         _order_time_outside_of_the_calendar,
         _status_of_the_future,

@@ -104,7 +104,12 @@ async def test_unknown_fields_go_no_further(
     canary = b"unknown-canary"
     unknown = b"\x9a\x06" + b"\xa0\x8d\x06" + (canary * 7143)[:100_000]  # field 99, 100,000 bytes
     async with engines.tail(kafka, topics.ORDERS) as tail:
-        answer = await call(placing, CREATE, a_request().SerializeToString() + unknown, admin)
+        request = a_request()
+        # In an item, too: an item of the request with nothing but unknown bytes in its first line.
+        line = request.items[0].SerializeToString() + b"\x9a\x06\x0e" + canary
+        del request.items[0]
+        items = bytes([CreateOrderRequest.ITEMS_FIELD_NUMBER << 3 | 2, len(line)]) + line
+        answer = await call(placing, CREATE, request.SerializeToString() + items + unknown, admin)
         assert answer.code is grpc.StatusCode.OK, answer
         await tail.to_end()
     (record,) = [each for each in tail.records if each.key == answer.response.order.order_id.encode()]
