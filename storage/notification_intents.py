@@ -105,14 +105,16 @@ class NotificationIntents:
                 if outcome is None and not is_erased
             ]
             first = await self._insert(connection, told)
+            # Who had the partition before may have stored an outcome between the two statements.
+            since = await self._stored(connection, [each for each in told if each.delivery.event.event_id not in first])
         answers: list[StoredOutcome | UserErased | bool] = []
-        for each, (outcome, is_erased) in zip(intents, known, strict=True):
-            if outcome is not None:
+        for each, (found, is_erased) in zip(intents, known, strict=True):
+            event_id = each.delivery.event.event_id
+            if (outcome := found or since.get(event_id)) is not None:
                 answers.append(outcome)
             elif is_erased:
                 answers.append(UserErased())
             else:
-                event_id = each.delivery.event.event_id
                 answers.append(event_id in first)
                 first.discard(event_id)  # another record with the same event: this one may have sent it
         return answers
@@ -122,6 +124,16 @@ class NotificationIntents:
         if never_sent := [intent.delivery.event.event_id for intent, answer in unheard if answer is True]:
             with contextlib.suppress(DependencyDown):  # then nobody knows whether it was sent, as after a kill
                 await self._delete(never_sent)
+
+    async def _stored(self, connection: "Connection", met: Sequence[_Intent]) -> dict[str, StoredOutcome]:
+        if not met:
+            return {}
+        known = await outcomes.find_all(connection, [each.delivery for each in met])
+        return {
+            each.delivery.event.event_id: outcome
+            for each, (outcome, _) in zip(met, known, strict=True)
+            if outcome is not None
+        }
 
     async def _insert(self, connection: "Connection", intents: Sequence[_Intent]) -> set[str]:
         """Stores intents. Returns the events of those that were not there."""

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import fault_points
 from domain import events
 from domain.erasure import UserErased
-from domain.failures import DependencyDown, Failure, Transient
+from domain.failures import Failure, Transient
 from domain.lifecycle import LIFECYCLE
 from domain.records import Delivery
 from domain.times import time_of
@@ -26,7 +26,7 @@ from workers.channels.channel import Channel, SendUnknown, Undeliverable
 from workers.channels.rendering import Renderer, channel_name, recipient_of
 
 Ambiguous = Literal["send_again", "give_up"]
-_MOST_REMEMBERED = 1000
+_MOST_REMEMBERED = 10_000
 _LINGER_SECONDS = 0.4
 """The customer is told already: only whoever reads about it waits."""
 
@@ -141,15 +141,14 @@ class NotificationService:
         return emitted
 
     async def _record(self, delivery: Delivery, accepted: OrderEvent) -> Sequence[OrderEvent]:
-        """Stores that the message was accepted; remembers it while PostgreSQL is away, so that it is not sent again."""
+        """Stores that the message was accepted; remembers it until that is stored, so that it is not sent again."""
         event_id = delivery.event.event_id
+        self._accepted[event_id] = accepted
+        if len(self._accepted) > _MOST_REMEMBERED:  # those of partitions that have moved on are never asked for
+            del self._accepted[next(iter(self._accepted))]
+        emitted = await self._intents.decide(delivery, accepted)
         self._accepted.pop(event_id, None)
-        try:
-            return await self._intents.decide(delivery, accepted)
-        except DependencyDown:
-            if len(self._accepted) < _MOST_REMEMBERED:  # those of partitions that have moved on are never asked for
-                self._accepted[event_id] = accepted
-            raise
+        return emitted
 
     async def _failed(
         self, delivery: Delivery, reason: str, *, template: str = "", provider_message_id: str = ""

@@ -1,5 +1,9 @@
 """Intents of messages: one first time per (event, channel), until it is known that nothing was sent."""
 
+from typing import Any
+
+import pytest
+
 from orderflow.orders.v1.order_pb2 import NotificationChannel
 from storage.database import Database
 from storage.notification_intents import NotificationIntents
@@ -39,6 +43,24 @@ async def test_what_is_decided_is_settled_for_its_group(database: Database) -> N
     assert await intents.intend(copy, message_id="<1>") == Settled([])
     other = a_delivery(delivery.event, group="notification-sms", offset=7)
     assert await NotificationIntents(database, SMS).intend(other, message_id="<2>") is True
+
+
+async def test_an_outcome_that_is_stored_meanwhile_is_obeyed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who had the partition before: the message was accepted, and is not sent again."""
+    delivery = a_delivery(group="notification-email")
+    sent = emitted_for(delivery)
+    before, now = NotificationIntents(database, EMAIL), NotificationIntents(database, EMAIL)
+    assert await before.intend(delivery, message_id="<1>") is True
+    insert = NotificationIntents._insert
+
+    async def insert_late(self: NotificationIntents, *arguments: Any) -> set[str]:
+        await before.decide(delivery, sent)
+        return await insert(self, *arguments)
+
+    monkeypatch.setattr(NotificationIntents, "_insert", insert_late)
+    assert await now.intend(delivery, message_id="<1>") == Settled([sent])
 
 
 async def test_nothing_is_a_decision(database: Database) -> None:

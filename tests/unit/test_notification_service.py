@@ -1,5 +1,6 @@
 """One message per event and channel: intents, ambiguity, and what is not told at all."""
 
+import asyncio
 import datetime
 from collections.abc import Sequence, Set
 
@@ -44,7 +45,7 @@ class Intents:
     def __init__(self) -> None:
         self.message_id: str | None = None
         self.decided: list[OrderEvent] | None = None
-        self.down: DependencyDown | None = None
+        self.down: BaseException | None = None
         self.user_is_erased = False
 
     async def intend(self, _: Delivery, *, message_id: str) -> Settled | bool:
@@ -182,11 +183,16 @@ async def test_what_is_decided_already_is_not_sent_again() -> None:
 
 
 @pytest.mark.parametrize("ambiguous", ["send_again", "give_up"])
-async def test_a_send_that_could_not_be_recorded_is_remembered_while_the_process_lives(ambiguous: Ambiguous) -> None:
+@pytest.mark.parametrize(
+    "why", [DependencyDown("postgres", "away"), RuntimeError("unforeseen"), asyncio.CancelledError()], ids=repr
+)
+async def test_a_send_that_could_not_be_recorded_is_remembered_while_the_process_lives(
+    ambiguous: Ambiguous, why: BaseException
+) -> None:
     bench = Bench(ambiguous=ambiguous)
-    bench.intents.down = DependencyDown("postgres", "away")
+    bench.intents.down = why
     for _ in range(3):
-        with pytest.raises(DependencyDown):
+        with pytest.raises(type(why)):
             await bench.handle()
     bench.now += 2 * MAX_AGE
     bench.intents.down = None
