@@ -52,13 +52,17 @@ class DueOrders:
             )
         return [str(row["order_id"]) for row in rows]
 
-    async def unsettled(self, *, quiet_since: datetime.datetime, sent_before: datetime.datetime) -> list[str]:
-        """Returns orders whose money should have been settled by now, and is not.
+    async def unanswered(self, *, sent_before: datetime.datetime) -> list[str]:
+        """Returns orders with a refund that was sent before a time, and nobody knows what became of it."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_SENT, sent_before, _MOST)
+        return [str(row["order_id"]) for row in rows]
 
-        They were called off, and since a time nobody has closed their charge or intended to give back what was
-        captured; or a refund of theirs was sent before a time, and nobody knows what became of it.
+    async def unsettled(self, *, quiet_since: datetime.datetime) -> list[str]:
+        """Returns orders that were called off, and whose money should have been settled by now and is not.
+
+        Since the time given nobody has closed their charge or intended to give back what was captured.
         """
         async with self._database.connection() as connection:
-            called_off = await connection.fetch(_UNSETTLED, quiet_since - _LONGEST, quiet_since, _MOST)
-            sent = await connection.fetch(_SENT, sent_before, _MOST)
-        return list(dict.fromkeys(str(row["order_id"]) for row in [*called_off, *sent]))
+            rows = await connection.fetch(_UNSETTLED, quiet_since - _LONGEST, quiet_since, _MOST)
+        return [str(row["order_id"]) for row in rows]

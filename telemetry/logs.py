@@ -62,6 +62,7 @@ CATALOGUE: dict[str, str] = {
     "order.duplicate_skipped": "A copy of a record that was handled already; nothing is emitted.",
     "sweep.asked": "A sweep asked for expiries and refunds that are due.",
     "sweep.skipped": "A sweep could not look; the next one will.",
+    "sweep.unsettled.skipped": "A sweep could not look for called-off orders with unsettled money; a later one will.",
     "standing.unreadable": "The figures of how things stand cannot be read; the last ones stay.",
     "standing.readable": "The figures of how things stand are read again.",
     "reconciler.reconciled": "Everything up to a time was compared; the fields say how many differences there are.",

@@ -44,8 +44,12 @@ class DueOrders(Protocol):
         """Returns the orders of which money is to be given back."""
         ...
 
-    async def unsettled(self, *, quiet_since: datetime.datetime, sent_before: datetime.datetime) -> list[str]:
-        """Returns the orders whose money should have been settled by now."""
+    async def unanswered(self, *, sent_before: datetime.datetime) -> list[str]:
+        """Returns the orders with a refund of which nobody knows what became of it."""
+        ...
+
+    async def unsettled(self, *, quiet_since: datetime.datetime) -> list[str]:
+        """Returns the orders that were called off and whose money should have been settled by now."""
         ...
 
 
@@ -129,7 +133,13 @@ class Sweep:
         """Looks in one of so many slots only: while the gateway is away much is unsettled, and asking does not help."""
         if self._slot(now) % self._slots_of_patience:
             return []
-        return await self._due.unsettled(quiet_since=now - self._patience, sent_before=now - self._key_window)
+        found = await self._due.unanswered(sent_before=now - self._key_window)
+        try:
+            found += await self._due.unsettled(quiet_since=now - self._patience)
+        except DependencyDown as down:
+            # It reads the most by far, so it is the first to take too long: what else is due is asked for all the same.
+            log.warning("sweep.unsettled.skipped", error=str(down))
+        return found
 
     def _slot(self, now: datetime.datetime) -> int:
         return int(now.timestamp() // self._interval)

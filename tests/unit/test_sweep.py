@@ -24,7 +24,9 @@ PATIENCE, WINDOW = datetime.timedelta(minutes=15), datetime.timedelta(hours=23)
 class Due:
     def __init__(self) -> None:
         self.to_settle: list[str] = []
-        self.limits: list[tuple[datetime.datetime, datetime.datetime]] = []
+        self.unknown: list[str] = []
+        self.is_slow = False
+        self.limits: list[datetime.datetime] = []
         self.orders: list[str] = []
         self.to_refund: list[str] = []
         self.is_away = False
@@ -39,9 +41,15 @@ class Due:
     async def refunds(self) -> list[str]:
         return self.to_refund
 
-    async def unsettled(self, *, quiet_since: datetime.datetime, sent_before: datetime.datetime) -> list[str]:
-        self.limits.append((quiet_since, sent_before))
-        return self.to_settle
+    async def unanswered(self, *, sent_before: datetime.datetime) -> list[str]:
+        self.limits.append(sent_before)
+        return list(self.unknown)
+
+    async def unsettled(self, *, quiet_since: datetime.datetime) -> list[str]:
+        self.limits.append(quiet_since)
+        if self.is_slow:
+            raise DependencyDown("postgres", "a statement took too long")
+        return list(self.to_settle)
 
 
 class Topics:
@@ -93,17 +101,24 @@ async def test_it_asks_for_expiries_and_refunds_as_the_system() -> None:
 
 async def test_now_and_then_it_asks_about_what_nobody_settled_and_for_each_order_once() -> None:
     bench = Bench()
-    late, both, forgotten = an_id(), an_id(), an_id()
-    bench.due.to_refund, bench.due.to_settle = [late, both], [both, forgotten]
-    assert await bench.sweeps[0].sweep() == 3
+    late, both, forgotten, unknown = an_id(), an_id(), an_id(), an_id()
+    bench.due.to_refund, bench.due.to_settle, bench.due.unknown = [late, both], [both, forgotten], [forgotten, unknown]
+    assert await bench.sweeps[0].sweep() == 4
     asked = {each.order.order_id: each.order_refund_requested.reason for each in bench.topics.events}
-    assert asked == {late: "LATE_APPROVAL", both: "LATE_APPROVAL", forgotten: "OVERDUE"}
-    assert bench.due.limits == [(NOW - PATIENCE, NOW - WINDOW)]
+    assert asked == {late: "LATE_APPROVAL", both: "LATE_APPROVAL", forgotten: "OVERDUE", unknown: "OVERDUE"}
+    assert bench.due.limits == [NOW - WINDOW, NOW - PATIENCE]
     for _ in range(29):
         bench.now += datetime.timedelta(seconds=30)
         assert await bench.sweeps[0].sweep() == 2
-    assert len(bench.due.limits) == 1, "not in every slot: while the gateway is away asking does not help"
+    assert len(bench.due.limits) == 2, "not in every slot: while the gateway is away asking does not help"
     bench.now += datetime.timedelta(seconds=30)
+    assert await bench.sweeps[0].sweep() == 4
+
+
+async def test_a_look_that_takes_too_long_keeps_nothing_else_from_being_asked() -> None:
+    bench = Bench()
+    bench.due.orders, bench.due.to_refund, bench.due.unknown = [an_id()], [an_id()], [an_id()]
+    bench.due.is_slow = True
     assert await bench.sweeps[0].sweep() == 3
 
 
