@@ -125,6 +125,8 @@ class DeadLetters:
             DiscardRefused: it must not be discarded.
         """
         async with self._database.transaction() as connection:
+            if state == DeadLetterState.DEAD_LETTER_STATE_DISCARDED:
+                await _lock_order(connection, which)
             resolved = await connection.fetchval(
                 "insert into dead_letter_resolutions (partition, record_offset, state, resolved_by, reason)"
                 " values ($1, $2, $3, $4, $5) on conflict do nothing returning true",
@@ -248,6 +250,16 @@ def _event_of(letter: DeadLetter) -> OrderEvent | None:
         return event if str(uuid.UUID(event.event_id)) == event.event_id else None
     except (DecodeError, ValueError):
         return None
+
+
+async def _lock_order(connection: "Connection", which: DeadLetterId) -> None:
+    """Locks the order that a dead letter is about, before its resolution: so does who settles it (semantics 2)."""
+    await connection.execute(
+        "select from orders where order_id ="
+        " (select order_id from dead_letters where partition = $1 and record_offset = $2) for update",
+        which.partition,
+        which.offset,
+    )
 
 
 async def _discard(connection: "Connection", which: DeadLetterId) -> None:
