@@ -61,9 +61,10 @@ class Connection:
         """Connects to the order service. A call's error is one line and exit code 64 + its gRPC code."""
         from orderflow_client import SyncOrdersClient
 
+        token = self._token_of_file if self.token_file else self.token or None
         try:
             client = SyncOrdersClient(
-                self.target, channel_credentials=self.credentials(), token=self.bearer(), insecure=self.insecure
+                self.target, channel_credentials=self.credentials(), token=token, insecure=self.insecure
             )
         except ValueError as error:
             raise usage(self.target, error) from None
@@ -95,7 +96,11 @@ class Connection:
 
     def bearer(self) -> str | None:
         """Returns the token, read anew from its file."""
-        return self.token_file.read_text().strip() if self.token_file else self.token or None
+        return self._token_of_file() if self.token_file else self.token or None
+
+    def _token_of_file(self) -> str:
+        assert self.token_file is not None
+        return self.token_file.read_text().strip()
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:

@@ -45,13 +45,26 @@ def why(order: "Order", entries: Sequence["OrderHistoryEntry"]) -> str:
         sentence = _OF_STATUS.get(status, "It is {status}.").format(
             status=status,
             created=_time(order.create_time),
-            money=_CALLED_OFF_MONEY.get(payment, "no money was taken"),
+            money=_money_of_called_off(payment, entries),
             reason=f" ({order.failure_reason})" if order.failure_reason else "",
             total=f"{order.total.currency_code} {order.total.amount_minor} in minor units",
         )
     if letters and status != "PROCESSING":
         sentence += f" {len(letters)} of its records became dead letters: orderflow dlq list --order {order.order_id}."
     return sentence
+
+
+def _money_of_called_off(payment: str, entries: Sequence["OrderHistoryEntry"]) -> str:
+    given_up = [
+        each.entry_id
+        for each in entries
+        if each.type == _DEAD_LETTER
+        and each.source == "payment-processor"
+        and each.dead_letter.resolution == "DISCARDED"
+    ]
+    if given_up and payment in ("CAPTURED", "PARTIALLY_REFUNDED"):
+        return f"its money is kept: an operator has given its refund up ({given_up[-1]} was discarded)"
+    return _CALLED_OFF_MONEY.get(payment, "no money was taken")
 
 
 def _waiting(order: "Order", payment: str, letters: Sequence["OrderHistoryEntry"]) -> str:

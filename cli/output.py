@@ -134,7 +134,7 @@ def _show_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name.upper().replace("_", " "), overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what callers wrote is shown as it is
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no edge: ids are never cut
     console.print(table)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pathlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -121,7 +122,7 @@ def stored(orders: ScriptedOrders) -> list[Order]:
             payment_status=PaymentStatus.PAYMENT_STATUS_DECLINED,
             failure_reason="CARD_DECLINED",
             total=Money(currency_code="EUR", amount_minor=3998),
-            user_id="u" * 300,
+            user_id="[/][vip]:fire:" + "u" * 300,  # what Rich would take for its own
         )
         for number in range(5)
     ]
@@ -133,7 +134,13 @@ async def test_list_as_a_table_cuts_nothing(run: Run, stored: list[Order]) -> No
     assert result.exit_code == 0
     rows = result.stdout.splitlines()[1:]
     assert [row.split()[0] for row in rows] == [order.order_id for order in stored]
-    assert rows[0].split()[1:6] == ["PAYMENT_FAILED", "DECLINED", "CARD_DECLINED", "EUR:3998", "u" * 300]
+    assert rows[0].split()[1:6] == [
+        "PAYMENT_FAILED",
+        "DECLINED",
+        "CARD_DECLINED",
+        "EUR:3998",
+        "[/][vip]:fire:" + "u" * 300,
+    ]
     assert "\x1b" not in result.stdout
 
 
@@ -214,6 +221,18 @@ def test_of_an_order_that_was_called_off_it_says_what_becomes_of_its_money(
     status: OrderStatus, payment: PaymentStatus, told: str
 ) -> None:
     assert told in why(Order(order_id=ID, status=status, payment_status=payment), [])
+
+
+def test_a_refund_that_was_given_up_is_not_said_to_come_by_itself() -> None:
+    order = Order(
+        order_id=ID,
+        status=OrderStatus.ORDER_STATUS_CANCELLED,
+        payment_status=PaymentStatus.PAYMENT_STATUS_CAPTURED,
+    )
+    letter = OrderHistoryEntry(entry_id="dlq/0-7", type="DEAD_LETTER", source="payment-processor")
+    assert "by itself" in why(order, [letter])
+    letter.dead_letter.resolution = "DISCARDED"
+    assert "its money is kept" in why(order, [letter])
 
 
 @pytest.mark.parametrize("status", [status for status in OrderStatus.values() if status])
@@ -359,6 +378,21 @@ async def test_a_token_by_variable_and_by_file(
     (tmp_path / "token").write_text("by-file\n")
     await run("get", ID, "--token-file", str(tmp_path / "token"))
     assert [seen.metadata["authorization"] for seen in orders.seen] == ["Bearer by-variable", "Bearer by-file"]
+
+
+async def test_a_token_file_is_read_again_once_its_token_has_expired(
+    run: Run, orders: ScriptedOrders, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+
+    async def expire(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        file.write_text("second\n")
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "expired")
+
+    orders.script.append(expire)
+    assert (await run("get", ID, "--token-file", str(file))).exit_code == 0
+    assert [seen.metadata["authorization"] for seen in orders.seen] == ["Bearer first", "Bearer second"]
 
 
 async def test_other_services_are_called_with_the_same_token(run: Run, orders: ScriptedOrders) -> None:
