@@ -90,22 +90,22 @@ class Found:
 
 
 async def find(api: Api, *, overdue: datetime.timedelta, now: datetime.datetime) -> Found:
-    """Looks for orders that wait for longer than `overdue`, and for cancelled ones whose money is not given back.
+    """Looks for orders that wait for longer than `overdue`, and for called-off ones of a day whose money is not back.
 
     Raises:
         ApiError: it cannot look.
     """
     waiting = await api.orders(statuses=_WAITING, created_before=now - overdue, size=_MOST)
-    cancelled = await api.orders(
-        statuses=[OrderStatus.ORDER_STATUS_CANCELLED],
+    called_off = await api.orders(
+        statuses=[OrderStatus.ORDER_STATUS_CANCELLED, OrderStatus.ORDER_STATUS_EXPIRED],
         created_from=now - datetime.timedelta(days=_REFUND_DAYS),
         created_before=now - overdue,
         size=_MOST,
     )
     orders = [order for order in waiting.orders if _age(order, now) >= overdue]
-    orders += [o for o in cancelled.orders if o.payment_status in _OWED and _age(o, now) >= overdue]
+    orders += [o for o in called_off.orders if o.payment_status in _OWED and _age(o, now) >= overdue]
     letters = await _letters(api) if orders else {}
-    return Found(orders, letters, not waiting.next_token and not cancelled.next_token)
+    return Found(orders, letters, not waiting.next_token and not called_off.next_token)
 
 
 async def _letters(api: Api) -> Mapping[str, DeadLetterEntry]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -37,6 +38,12 @@ def test_every_base_is_pinned_by_digest_and_the_same() -> None:
     bases = {rest.removesuffix(" AS build") for word, rest in instructions() if word == "FROM"}
     assert len(bases) == 1
     assert re.fullmatch(r"python:3\.11-slim@sha256:[0-9a-f]{64}", bases.pop())
+
+
+def test_all_that_the_wheel_is_made_of_goes_into_the_build() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    let_in = {line.removeprefix("!") for line in IGNORED.read_text().splitlines() if line.startswith("!")}
+    assert set(wheel["only-include"]) <= let_in  # hatchling says nothing of a folder that is missing
 
 
 def test_it_does_not_run_as_root() -> None:
@@ -133,7 +140,7 @@ def test_its_steps_make_an_installation_that_is_complete_and_no_more(tmp_path: p
 
     python = str(installed / "bin/python")
     assert run(str(installed / "bin/orderflow"), "version").strip() == "0.1.0"
-    run(python, "-c", "import server.app, workers.app, workers.order_processor, workers.payment_processor")
+    run(python, "-c", "import console.app, server.app, workers.app, workers.order_processor, workers.payment_processor")
     run(python, "-c", "import workers.notification_service, workers.projector, workers.channels.email, workers.sweep")
     shipped = {
         str(path.relative_to(ROOT))

@@ -1,7 +1,7 @@
 """The manifests, rendered: valid for several versions of Kubernetes, and with every protection on every process."""
 
-import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -56,18 +56,18 @@ def manifests(request: pytest.FixtureRequest, kustomize: str, tmp_path_factory: 
 
 
 def with_stripe(kustomize: str, folder: pathlib.Path) -> str:
-    """An overlay of somebody's own: production with the component."""
-    production, stripe = (
-        os.path.relpath(FOLDER / each, folder) for each in ("overlays/production", "components/stripe")
-    )
-    overlay = {"namespace": "orderflow", "resources": [production], "components": [stripe]}
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    return f"{built(kustomize, folder)}---\n{built(kustomize, FOLDER / 'overlays/production/set-up')}"
+    """An overlay of somebody's own, as docs/deployment.md says: a copy of production, with the component."""
+    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+    overlay = folder / "overlays/production"
+    told = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    told["components"] = ["../../components/stripe", *told["components"]]
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(told))
+    return f"{built(kustomize, overlay)}---\n{built(kustomize, overlay / 'set-up')}"
 
 
 @pytest.fixture(scope="session")
 def stripe(manifests: str) -> bool:
-    return "ORDERFLOW_GATEWAY_KIND: stripe" in manifests
+    return "name: orderflow-webhook" in manifests
 
 
 @pytest.fixture
@@ -110,6 +110,26 @@ def test_every_role_runs(objects: list[Object], stripe: bool) -> None:
     assert commands == {
         f"orderflow-{role}": ["run", role] for role in (*ROLES, RECONCILER, *(["webhook"] if stripe else []))
     }
+
+
+def test_all_have_the_namespace_the_image_and_the_settings_of_the_overlay(objects: list[Object]) -> None:
+    assert {each["metadata"].get("namespace") for each in objects if each["kind"] != "Namespace"} == {"orderflow"}
+    for name, each in of(objects, "Deployment", "Job").items():
+        for container in containers(each["spec"]["template"]["spec"]):
+            assert container["image"] == "registry.example/orderflow:0.1.0", name
+            (source,) = container["envFrom"]
+            assert source["configMapRef"]["name"] in of(objects, "ConfigMap"), name
+
+
+def test_whoever_asks_the_gateway_asks_stripe(objects: list[Object], stripe: bool) -> None:
+    asked = {
+        name
+        for name, each in of(objects, "Deployment").items()
+        for variable in each["spec"]["template"]["spec"]["containers"][0]["env"]
+        if variable == {"name": "ORDERFLOW_GATEWAY_KIND", "value": "stripe"}
+    }
+    expected = {"orderflow-payment-processor", "orderflow-reconciler", "orderflow-webhook"}
+    assert asked == (expected if stripe else set())
 
 
 def test_a_stop_has_time_to_drain(objects: list[Object]) -> None:

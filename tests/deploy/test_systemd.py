@@ -41,6 +41,13 @@ def test_systemd_has_nothing_to_say(analyze: str, tmp_path: pathlib.Path) -> Non
     assert [line for line in told.splitlines() if UNIT in line] == []
 
 
+def test_a_role_may_set_its_niceness() -> None:
+    """Nothing that systemd-analyze says tells: the process would be killed when it calls setpriority."""
+    lines = (FOLDER / "orderflow@.service").read_text().splitlines()
+    filters = [line.removeprefix("SystemCallFilter=") for line in lines if line.startswith("SystemCallFilter=")]
+    assert filters == ["@system-service", "~@privileged @resources", "setpriority"]
+
+
 def test_systemd_would_see_a_misspelt_line(analyze: str, tmp_path: pathlib.Path) -> None:
     """It exits with 0 all the same: what it prints is what counts."""
     unit = tmp_path / UNIT

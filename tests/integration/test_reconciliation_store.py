@@ -1,6 +1,7 @@
 """What a reconciler reads of PostgreSQL and keeps there."""
 
 import datetime
+import re
 import uuid
 
 import pytest
@@ -13,6 +14,7 @@ from storage.ledger import Ledger
 from storage.reconciliation_cases import ReconciliationCases
 from tests import engines
 from tests.builders import NOW, an_id
+from tests.deploy.alerts import ROOT
 from tests.lives import TOTAL, Life
 
 SECOND = datetime.timedelta(seconds=1)
@@ -139,6 +141,20 @@ async def test_cases_are_kept_until_long_after_they_are_resolved(own_database: D
     assert set(await cases.of(["a", "b"])) == {"a", "b"}
     await cases.advance(NOW + DAY * 32)
     assert set(await cases.of(["a", "b"])) == {"b"}, "what is not resolved stays"
+
+
+async def test_a_difference_that_was_settled_elsewhere_is_closed_by_the_documented_statement(
+    own_database: Database,
+) -> None:
+    cases, order_id = ReconciliationCases(own_database), an_id()
+    await cases.save([Case(order_id, (), (Difference(Kind.REFUND_NOT_BOOKED, order_id),))], now=NOW)
+    assert await cases.open(after="", most=10) == [order_id]
+    page = (ROOT / "docs/operations.md").read_text()
+    (statement,) = re.findall(r"^    (update reconciliation_cases .*'ORDER';)$", page, re.MULTILINE)
+    async with own_database.connection() as connection:
+        await connection.execute(statement.replace("ORDER", order_id))
+    assert await cases.open(after="", most=10) == []
+    assert sum((await cases.counts()).values()) == 0
 
 
 async def test_progress_never_goes_back(own_database: Database) -> None:
