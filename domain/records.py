@@ -22,12 +22,14 @@ class Coordinates(NamedTuple):
 class Delivery:
     """One event to handle.
 
-    `attempt` counts from 1. `is_owned` tells whether this process still owns the record's partition: a check right
-    before something that cannot be taken back, not a guarantee.
+    `attempt` counts from 1. `is_last` says that no other follows: a record that fails for now is a dead letter then.
+    `is_owned` tells whether this process still owns the record's partition: a check right before something that cannot
+    be taken back, not a guarantee.
     """
 
     event: OrderEvent
     group: str
     coordinates: Coordinates
     attempt: int = 1
+    is_last: bool = False
     is_owned: Callable[[], bool] = lambda: True

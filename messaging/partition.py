@@ -13,41 +13,33 @@ Invariants (docs/semantics.md, "The worker runtime" and 12 to 18):
 import asyncio
 import collections
 import contextlib
-import dataclasses
-import datetime
-import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
-import fault_points
-from domain.failures import DependencyDown, Failure, Permanent, Transient
-from domain.records import Coordinates, Delivery
-from messaging import aiokafka_internals, dead_letters, envelope, funnel, retry, spans, transaction
+from domain.failures import Failure, Permanent
+from domain.records import Coordinates
+from messaging import aiokafka_internals, funnel, retry, transaction
 from messaging.dependency_gate import DependencyGate
-from messaging.envelope import OutgoingRecord
-from messaging.handling_limit import HandlingLimit
+from messaging.handling import Delivered, RecordHandling, readable
 from messaging.lag import Standing
 from messaging.linger import MOST_SKIPPED, longest_wait
-from messaging.retry import Provenance
 from messaging.topics import DEAD_LETTERS, Topic
 from messaging.transaction import Done, OutputRefusedError
 from messaging.window import Window
 from messaging.worker import Claim, Handler, Limits, WorkerSpec
-from orderflow.events.v1.order_event_pb2 import OrderEvent
-from telemetry import logs, metrics, tracing
+from telemetry import logs, metrics
 
 log = logs.get()
-T = TypeVar("T")
 
 _IDLE_COMMIT_SECONDS: Final = 1.0
 _FENCED_WAIT_SECONDS: Final = 3.0  # three heartbeats: a process that lost the partition learns of it before it reopens
 _REOPEN_WAIT_SECONDS: Final = 0.5
-HANDLING_LIMIT: Final = "HANDLING_LIMIT"
+_PROBES: Final = 8
 
 
 class GroupOffsetLostError(Exception):
@@ -64,28 +56,6 @@ class DeadLetterRefusedError(Exception):
 
 class ProducerSuspectError(Exception):
     """A transaction was committed, but one of its requests was sent twice: the producer is opened anew."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Delivered:
-    """A record to be handled. `event` is None where it cannot be read: handling it says why."""
-
-    record: ConsumerRecord
-    past: Provenance
-    event: OrderEvent | None
-
-
-def _readable(record: ConsumerRecord, past: Provenance) -> OrderEvent | None:
-    try:
-        return envelope.decode(past.origin.topic, record.key, record.value)
-    except Failure:
-        return None
-
-
-def _this_task() -> "asyncio.Task[Any]":
-    task = asyncio.current_task()
-    assert task is not None
-    return task
 
 
 class PartitionRunner:
@@ -111,17 +81,23 @@ class PartitionRunner:
         """
         self.partition = partition
         self._spec = spec
-        self._handle = handle
         self._limits = limits
         self._consumer = consumer
         self._new_producer = new_producer
         self._gate = gate
         self._refused = refused
         self._tiers = tiers
-        self._claim = claim
-        self._delay = retry.delay_of(partition.topic, tiers)
-        self._waits = metrics.WAIT.labels(spec.group)
-        self._limit = HandlingLimit(limits.handling)
+        self._handling = RecordHandling(
+            partition,
+            spec=spec,
+            handle=handle,
+            limits=limits,
+            gate=gate,
+            refused=refused,
+            tiers=tiers,
+            claim=claim,
+            is_owned=lambda: self._is_open,
+        )
         self._log = log.bind(worker=spec.group, topic=partition.topic, partition=partition.partition)
 
         self._producer: AIOKafkaProducer | None = None
@@ -129,12 +105,11 @@ class PartitionRunner:
         self._window = Window(0)
         self._is_open = False
         self._draining = False
-        self._queues: dict[bytes | None, collections.deque[_Delivered]] = {}
+        self._queues: dict[bytes | None, collections.deque[Delivered]] = {}
         self._ready: collections.deque[bytes | None] = collections.deque()
         self._beyond: collections.deque[ConsumerRecord] = collections.deque()
         self._delivered: collections.deque[tuple[int, float]] = collections.deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
         self._done: list[Done] = []
         self._done_with_outputs = False
         self._skipped = 0
@@ -156,8 +131,9 @@ class PartitionRunner:
         return (
             self._is_open
             and not self._draining
-            # While a dependency is down a partition without records still fetches: something must be there to probe.
-            and (self._gate.down is None or not self._window.unfinished)
+            # While a dependency is down a partition with few records still fetches: something must be there to probe,
+            # and not only one record for which it is down and for no other.
+            and (self._gate.down is None or self._window.unfinished < _PROBES)
             and self._window.unfinished < 2 * self._limits.max_in_flight
             and not self._beyond
         )
@@ -208,13 +184,13 @@ class PartitionRunner:
             record = self._beyond.popleft()
             if not self._window.deliver(record.offset):
                 continue
-            self._delivered.append((record.offset, self._wanted_at(record)))
+            self._delivered.append((record.offset, self._handling.wanted_at(record)))
             past = retry.provenance_of(record, self._tiers)
-            event = _readable(record, past)
+            event = readable(record, past)
             if event is not None and event.type not in self._spec.handles:
                 self._skip(record.offset)  # before anything is shown of it: there is nothing to see
                 continue
-            delivered = _Delivered(record, past, event)
+            delivered = Delivered(record, past, event)
             queue = self._queues.get(record.key)
             if queue is None:
                 self._queues[record.key] = collections.deque((delivered,))
@@ -254,14 +230,8 @@ class PartitionRunner:
     async def drain(self, task: "asyncio.Task[None]") -> None:
         """Ends `run`, whose task is given: finishes and commits what is being handled, within the limit."""
         self._draining = True
-        for waiting in list(self._waiting):
-            waiting.cancel()
-        if handling := set(self._tasks):
-            _, late = await asyncio.wait(handling, timeout=self._limits.drain)
-            for each in late:
-                each.cancel()
-            if late:
-                await asyncio.wait(late)
+        self._handling.give_up_waiting()
+        await self._end(set(self._tasks))
         self._wake.set()
         self._due.set()
         if not self._is_open:
@@ -271,6 +241,16 @@ class PartitionRunner:
             task.cancel()
             await asyncio.wait([task], timeout=5)
         self._log.info("worker.partition.closed")
+
+    async def _end(self, handling: "set[asyncio.Task[None]]") -> None:
+        """Lets what is being handled end, within the limit."""
+        if not handling:
+            return
+        _, late = await asyncio.wait(handling, timeout=self._limits.drain)
+        for each in late:
+            each.cancel()
+        if late:
+            await asyncio.wait(late)
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -296,6 +276,7 @@ class PartitionRunner:
         self._window = Window(offset, metadata)
         self._delivered.clear()
         self._consumer.seek(self.partition, offset)
+        self._handling.begin()
         self._is_open = True
         self._log.info("worker.partition.opened", offset=offset)
 
@@ -304,11 +285,10 @@ class PartitionRunner:
 
     async def _start_over(self, wait: float) -> None:
         self._is_open = False
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        # What is only waiting is given up. The others may be half-way through a send or a charge: what came of it is
+        # stored, and told by the next handling.
+        self._handling.give_up_waiting()
+        await self._end(set(self._tasks))
         self._queues.clear()
         self._ready.clear()
         self._beyond.clear()
@@ -342,8 +322,8 @@ class PartitionRunner:
 
     async def _handle_key(self, key: bytes | None) -> None:
         queue = self._queues[key]
-        while queue and not self._draining:
-            done = await self._handle_record(queue[0])
+        while queue and self._is_open and not self._draining:
+            done = await self._handling.handle(queue[0])
             queue.popleft()
             self._note(done)
         if not queue:
@@ -367,180 +347,6 @@ class PartitionRunner:
         self._wake.set()
         if self._may_wait() < self._longest_wait:
             self._due.set()
-
-    async def _handle_record(self, delivered: _Delivered) -> Done:
-        record, past, event = delivered.record, delivered.past, delivered.event
-        with tracing.continued(record.headers):
-            await self._until_due(record)
-            # Parked since, it was claimed before: it stands elsewhere by now, and is no other copy.
-            is_fresh_replay = past.replay and not past.tier
-            if is_fresh_replay and self._claim is not None and not await self._claimed(record, past):
-                self._log.info("worker.replay.claimed_elsewhere", offset=record.offset)
-                return Done(record.offset, [])
-            in_place = 0
-            while True:
-                in_place += 1
-                past = past.attempted()
-                with spans.processing(record, self._spec.group, attempt=past.attempts, links=past.links) as span:
-                    try:
-                        if self._refused and (refusal := self._refused.get(self._at(record.offset))) is not None:
-                            raise refusal
-                        outputs = await self._attempt(record, past, event)
-                        if past.tier:
-                            fault_points.reached("W14")
-                        return Done(record.offset, outputs)
-                    except Failure as failure:
-                        span.failed(failure.error_class)
-                        past = past.failed(datetime.datetime.now(datetime.UTC), span.traceparent)
-                        if not isinstance(failure, Transient) or failure.error_class == HANDLING_LIMIT:
-                            return self._given_up(record, past, failure)
-                        if in_place >= self._limits.attempts:
-                            return self._given_up(record, past, failure)
-                        self._count_retry("in_place", record, past, failure)
-                await self._back_off(in_place)
-
-    def _given_up(self, record: ConsumerRecord, past: Provenance, failure: Failure) -> Done:
-        """Parks a record that failed for now, while there is a retry topic and time left; else it is a dead letter."""
-        assert past.first_failure is not None
-        age = datetime.datetime.now(datetime.UTC) - past.first_failure
-        in_time = age.total_seconds() < self._limits.retry_limit
-        if isinstance(failure, Transient) and past.tier < len(self._tiers) and in_time:
-            topic = self._tiers[past.tier]
-            self._count_retry(topic.name, record, past, failure)
-            return Done(
-                record.offset, [retry.parked(record, dataclasses.replace(past, tier=past.tier + 1), topic)], "parked"
-            )
-        kind = "transient" if isinstance(failure, Transient) else "permanent"
-        metrics.DEAD_LETTERS.labels(self._spec.group, failure.error_class, kind).inc()
-        self._log.warning(
-            "worker.record.dead_lettered", offset=record.offset, error_class=failure.error_class, attempts=past.attempts
-        )
-        letter = dead_letters.dead_letter(record, past=past, group=self._spec.group, failure=failure)
-        return Done(record.offset, [letter], "dead_lettered")
-
-    def _count_retry(self, tier: str, record: ConsumerRecord, past: Provenance, failure: Failure) -> None:
-        metrics.RETRIES.labels(self._spec.group, tier, failure.error_class).inc()
-        fields = {"offset": record.offset, "error_class": failure.error_class, "attempt": past.attempts}
-        if tier == "in_place":
-            self._log.info("worker.record.retried", **fields)
-        else:
-            self._log.info("worker.record.parked", **fields)
-
-    def _wanted_at(self, record: ConsumerRecord) -> float:
-        """Returns since when the record is to be handled, seconds since 1970: since it was written, or is due."""
-        written: int = record.timestamp
-        return written / 1000 + self._delay
-
-    async def _until_due(self, record: ConsumerRecord) -> None:
-        late = time.time() - self._wanted_at(record)
-        if self._delay and late < 0:
-            with self._interruptible():
-                await asyncio.sleep(-late)
-        self._waits.observe(max(late, 0.0))
-
-    async def _claimed(self, record: ConsumerRecord, past: Provenance) -> bool:
-        claim, here = self._claim, self._at(record.offset)
-        assert claim is not None
-        return await self._through_gate(record, lambda: claim(origin=past.origin, replay=past.replay, by=here))
-
-    async def _attempt(
-        self, record: ConsumerRecord, past: Provenance, event: OrderEvent | None
-    ) -> list[OutgoingRecord]:
-        """Handles the record once, waiting while a dependency is down.
-
-        Raises:
-            Failure: Permanent or Transient. What the handler did not foresee counts as transient.
-        """
-        if event is None:
-            event = envelope.decode(past.origin.topic, record.key, record.value)
-        delivery = Delivery(event, self._spec.group, past.origin, past.attempts, lambda: self._is_open)
-        logs.about(
-            order_id=event.order.order_id,
-            correlation_id=event.metadata.correlation_id,
-            worker=self._spec.group,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-        )
-        events = await self._through_gate(record, lambda: self._handle(delivery))
-        return [envelope.encode(emitted) for emitted in events]
-
-    async def _through_gate(self, record: ConsumerRecord, action: Callable[[], Awaitable[T]]) -> T:
-        """Runs one handling within its limit, over again for as long as a dependency is down.
-
-        Raises:
-            Failure: Permanent or Transient.
-        """
-        task = _this_task()
-        while True:
-            probe = await self._admit()
-            started = time.perf_counter()
-            outcome, is_late = "", False
-            self._limit.begin(task)
-            try:
-                try:
-                    result = await action()
-                finally:
-                    is_late = self._limit.end(task)
-                self._gate.answered(probe=probe)
-                return result
-            except DependencyDown as down:
-                outcome = down.error_class
-                self._gate.failed(down, probe=probe)
-            except Failure as failure:
-                outcome = failure.error_class
-                self._gate.answered(probe=probe)
-                raise
-            except Exception as error:
-                self._gate.answered(probe=probe)
-                if is_late:
-                    outcome = HANDLING_LIMIT
-                    raise self._over_limit() from None
-                # The text of an error that nobody foresaw may hold personal data: only its class goes on.
-                outcome = "UNEXPECTED_ERROR"
-                raise Transient(outcome, f"{type(error).__module__}.{type(error).__qualname__}") from error
-            except asyncio.CancelledError:
-                if is_late and not task.cancelling():
-                    self._gate.answered(probe=probe)
-                    outcome = HANDLING_LIMIT
-                    raise self._over_limit() from None
-                if probe:
-                    self._gate.withdrawn()
-                if task.cancelling():
-                    raise
-                # Something inside was cancelled, not this record: left alone it would never be done.
-                outcome = "UNEXPECTED_ERROR"
-                raise Transient(outcome, "something that the handler waited for was cancelled") from None
-            finally:
-                metrics.of(
-                    metrics.PROCESS_DURATION, "kafka", "process", record.topic, self._spec.group, outcome
-                ).observe(time.perf_counter() - started, tracing.exemplar())
-
-    def _over_limit(self) -> Transient:
-        return Transient(HANDLING_LIMIT, f"handling took longer than {self._limits.handling} s")
-
-    async def _admit(self) -> bool:
-        if self._gate.down is None:
-            return False
-        with self._interruptible():
-            return await self._gate.admit()
-
-    async def _back_off(self, attempt: int) -> None:
-        longest = min(self._limits.backoff_base * 2 ** (attempt - 1), self._limits.backoff_cap)
-        with self._interruptible():
-            await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> "collections.abc.Iterator[None]":
-        """While it holds, the record is only waiting: draining gives it up at once."""
-        task = _this_task()
-        if self._draining:
-            task.cancel()
-        self._waiting.add(task)
-        try:
-            yield
-        finally:
-            self._waiting.discard(task)
 
     # -- committing ----------------------------------------------------------------------------------------------
 

@@ -93,15 +93,16 @@ class WorkerRuntime:
             stopping = asyncio.create_task(stop.wait())
             polling = asyncio.create_task(self._keep_polling(consumer, stop))
             try:
-                while not (polling.done() or stopping.done()):
+                while not (polling.done() or lag.done() or stopping.done()):
                     # Beside it: during a rebalance a poll may wait for ever, and an end must be noticed all the same.
                     ended = asyncio.create_task(self._runner_ended.wait())
-                    await asyncio.wait([polling, ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait([polling, lag, ended, stopping], return_when=asyncio.FIRST_COMPLETED)
                     ended.cancel()
                     self._runner_ended.clear()
                     self._raise_fatal()
-                if polling.done():
-                    polling.result()
+                for running in (polling, lag):
+                    if running.done():
+                        running.result()
             except ConsumerStuckError as error:
                 log.warning("worker.consumer.replaced", worker=self._spec.group, error=str(error))
             finally:
@@ -114,6 +115,7 @@ class WorkerRuntime:
                 await aiokafka_internals.discard_consumer(consumer, seconds=5)
             if isinstance(self._fatal, ConsumerStuckError):
                 self._fatal = None
+            self._raise_fatal()
 
     async def _keep_polling(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         consumer.subscribe([topic.name for topic in self.registers], listener=_Rebalances(self, consumer))

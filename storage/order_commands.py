@@ -28,8 +28,8 @@ class OrderCommands:
         self._database = database
         self._now = now
 
-    async def decide(self, delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
-        """Decides a valid command and returns the events to emit. `is_last`: it is not tried again.
+    async def decide(self, delivery: Delivery) -> list[OrderEvent]:
+        """Decides a valid command and returns the events to emit.
 
         Raises:
             Transient: the order has no row, so far; or a charge of it is not booked that a restore has lost.
@@ -38,7 +38,7 @@ class OrderCommands:
 
         async def decision(connection: "Connection") -> list[OrderEvent]:
             try:
-                emitted = await self._apply(connection, delivery, is_last=is_last)
+                emitted = await self._apply(connection, delivery)
             except CommandRefused as refusal:
                 await command_answers.store(connection, delivery, refusal)
                 return []
@@ -47,7 +47,7 @@ class OrderCommands:
 
         return await outcomes.decide(self._database, delivery, decision, last=_move_stock)
 
-    async def _apply(self, connection: "Connection", delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
+    async def _apply(self, connection: "Connection", delivery: Delivery) -> list[OrderEvent]:
         """Moves the order.
 
         Raises:
@@ -58,11 +58,11 @@ class OrderCommands:
         found = await order_rows.find_owned(connection, command.order.order_id)
         if found is None:
             # On the topic it stands behind its order's ORDER_CREATED, so that is parked, or there is none.
-            if not is_last and not await forgotten.is_purged(connection, command.order.order_id):
+            if not delivery.is_last and not await forgotten.is_purged(connection, command.order.order_id):
                 raise Transient("ORDER_UNKNOWN", "the order has no row")
             raise CommandRefused("ORDER_NOT_FOUND")
         order, owner = found
-        if order.status == OrderStatus.ORDER_STATUS_PROCESSING and not is_last:
+        if order.status == OrderStatus.ORDER_STATUS_PROCESSING and not delivery.is_last:
             await _wait_for_forgotten_charge(connection, command, order)
         applied = commands.check(command, order, owner=owner)
         if isinstance(applied, AlreadyApplied):

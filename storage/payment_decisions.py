@@ -207,7 +207,7 @@ class PaymentDecisions:
         )
         return intents
 
-    async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
+    async def open_key(self, delivery: Delivery) -> str | Settled:
         """Returns the key of the charge that a PAYMENT_REPORTED is about, if it is not decided; or what is decided.
 
         A charge of an order that was called off is not decided either: one that was approved all the same is given
@@ -225,7 +225,7 @@ class PaymentDecisions:
                 "select idempotency_key, state from orders left join payments using (order_id) where order_id = $1",
                 delivery.event.order.order_id,
             )
-        if row is None and not is_last:
+        if row is None and not delivery.is_last:
             raise Transient("ORDER_UNKNOWN", "the order has no row")
         if row is None or row["state"] in (None, "captured", "declined"):
             return Settled(await self.undecided(delivery))

@@ -115,7 +115,7 @@ class RefundDecisions:
             )
         return intent or Settled(await self._nothing(delivery, CommandRefused(NOT_DUE, order.status)))
 
-    async def intend(self, delivery: Delivery, *, is_last: bool) -> RefundIntent | Settled:
+    async def intend(self, delivery: Delivery) -> RefundIntent | Settled:
         """Stores the intent of a refund that a caller asks for and returns it; or what is decided, a refusal included.
 
         Raises:
@@ -127,14 +127,12 @@ class RefundDecisions:
                 decided = await outcomes.obeyed(connection, delivery)
                 if decided is not None:
                     return Settled(decided)
-                intent = await self._intend_asked(connection, delivery, is_last=is_last)
+                intent = await self._intend_asked(connection, delivery)
         except CommandRefused as refusal:
             return Settled(await self._nothing(delivery, refusal))
         return intent or Settled(await self._nothing(delivery))
 
-    async def due(
-        self, delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
-    ) -> str | RefundIntent | Settled:
+    async def due(self, delivery: Delivery, *, sent_before: datetime.datetime) -> str | RefundIntent | Settled:
         """Returns what is due of the order that a sweep asks about, or what is decided, a refusal included.
 
         That is a refund that was sent before a time and that nobody knows of since; of an order that was called off the
@@ -149,15 +147,13 @@ class RefundDecisions:
                 decided = await outcomes.obeyed(connection, delivery)
                 if decided is not None:
                     return Settled(decided)
-                return await self._due(connection, delivery, sent_before=sent_before, is_last=is_last)
+                return await self._due(connection, delivery, sent_before=sent_before)
         except CommandRefused as refusal:
             return Settled(await self._nothing(delivery, refusal))
 
-    async def _intend_asked(
-        self, connection: "Connection", delivery: Delivery, *, is_last: bool
-    ) -> RefundIntent | None:
+    async def _intend_asked(self, connection: "Connection", delivery: Delivery) -> RefundIntent | None:
         """Returns the intent. None: this refund was made so long ago that its outcome was purged."""
-        order, owner = await _order_of(connection, delivery, is_last=is_last)
+        order, owner = await _order_of(connection, delivery)
         if (intent := await self._found(connection, delivery, order)) is not None:
             return intent  # whatever the order has become since, the refund may have been sent
         state = await connection.fetchval("select state from refunds where event_id = $1", delivery.event.event_id)
@@ -176,9 +172,9 @@ class RefundDecisions:
         return intent
 
     async def _due(
-        self, connection: "Connection", delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
+        self, connection: "Connection", delivery: Delivery, *, sent_before: datetime.datetime
     ) -> str | RefundIntent:
-        order, owner = await _order_of(connection, delivery, is_last=is_last)
+        order, owner = await _order_of(connection, delivery)
         if (intent := await self._found(connection, delivery, order)) is not None:
             return intent
         commands.check(delivery.event, order, owner=owner)
@@ -422,7 +418,7 @@ class RefundDecisions:
         return await outcomes.decide(self._database, delivery, decision)
 
 
-async def _order_of(connection: "Connection", delivery: Delivery, *, is_last: bool) -> tuple[Order, str]:
+async def _order_of(connection: "Connection", delivery: Delivery) -> tuple[Order, str]:
     """Returns the order, its row locked, and who placed it.
 
     Raises:
@@ -431,7 +427,7 @@ async def _order_of(connection: "Connection", delivery: Delivery, *, is_last: bo
     """
     found = await order_rows.find_owned(connection, delivery.event.order.order_id)
     if found is None:
-        if not is_last and not await forgotten.is_purged(connection, delivery.event.order.order_id):
+        if not delivery.is_last and not await forgotten.is_purged(connection, delivery.event.order.order_id):
             raise Transient("ORDER_UNKNOWN", "the order has no row")
         raise CommandRefused("ORDER_NOT_FOUND")
     return found

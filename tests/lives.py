@@ -41,7 +41,6 @@ WINDOW = datetime.timedelta(hours=23)
 PATIENCE = datetime.timedelta(minutes=15)
 QUANTITY, PRICE, IN_STOCK = 3, 500, 10
 TOTAL = QUANTITY * PRICE
-ATTEMPTS = 9
 ORDER_PROCESSOR, PAYMENT_PROCESSOR = "order-processor", "payment-processor"
 
 CallFault = Literal["away", "lost", "late", "dies before", "dies after"]
@@ -139,7 +138,6 @@ class Life:
             gateway=self.gateway,
             key_window=WINDOW,
             now=self._now,
-            attempts=ATTEMPTS,
         )
 
     def _now(self) -> datetime.datetime:
@@ -181,7 +179,7 @@ class Life:
             if delivery.event.type not in order_processor.SPEC.handles:
                 return []
             emitted: Sequence[OrderEvent] = await order_processor.handle(
-                delivery, decisions=self._decisions, order_commands=self._commands, attempts=ATTEMPTS
+                delivery, decisions=self._decisions, order_commands=self._commands
             )
         else:
             if delivery.event.type not in payment_processor.SPEC.handles:
@@ -193,7 +191,6 @@ class Life:
                 gateway=self.gateway,
                 key_window=WINDOW,
                 now=self._now,
-                attempts=ATTEMPTS,
             )
         return list(emitted)
 

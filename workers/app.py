@@ -81,11 +81,6 @@ class _Parts:
     client_id: str
     limits: Limits
 
-    @property
-    def attempts(self) -> int:
-        """How often a record is tried in all, in place and on the group's retry topics."""
-        return self.limits.attempts * (1 + len(self.settings.kafka.retry_delay_seconds))
-
     def runtime(self, spec: WorkerSpec, handle: Handler, limits: Limits | None = None) -> WorkerRuntime:
         return WorkerRuntime(
             spec,
@@ -118,7 +113,6 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         order_processor.handle,
         decisions=OrderDecisions(parts.database, now=now),
         order_commands=OrderCommands(parts.database, now=now),
-        attempts=parts.attempts,
     )
     publisher = Publisher(parts.settings.kafka, client_id=f"{parts.client_id}-sweep")
     worker = parts.settings.worker
@@ -170,7 +164,6 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         gateway=gateway,
         key_window=key_window,
         now=now,
-        attempts=parts.attempts,
     )
     handle = functools.partial(
         payment_processor.handle,
@@ -179,7 +172,6 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         gateway=gateway,
         key_window=key_window,
         now=now,
-        attempts=parts.attempts,
     )
     try:
         yield parts.runtime(payment_processor.SPEC, handle)

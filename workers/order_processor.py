@@ -40,15 +40,15 @@ class OrderDecisions(Protocol):
 class OrderCommands(Protocol):
     """What it decides commands with."""
 
-    async def decide(self, delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
+    async def decide(self, delivery: Delivery) -> list[OrderEvent]:
         """Decides a valid command and returns the events to emit."""
         ...
 
 
 async def handle(
-    delivery: Delivery, *, decisions: OrderDecisions, order_commands: OrderCommands, attempts: int
+    delivery: Delivery, *, decisions: OrderDecisions, order_commands: OrderCommands
 ) -> Sequence[OrderEvent]:
-    """Handles an ORDER_CREATED or a command. `attempts` is how often a record is tried in all.
+    """Handles an ORDER_CREATED or a command.
 
     Raises:
         Permanent: `INVALID_ORDER`, `INVALID_COMMAND`: the server never makes such a one.
@@ -57,7 +57,7 @@ async def handle(
     """
     if delivery.event.type in commands.LEADS_TO:
         refuse_invalid_command(delivery.event)
-        emitted = await order_commands.decide(delivery, is_last=delivery.attempt >= attempts)
+        emitted = await order_commands.decide(delivery)
     else:
         refuse_invalid(delivery.event)
         emitted = await decisions.accept(delivery)

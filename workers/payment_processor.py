@@ -61,7 +61,7 @@ class PaymentDecisions(Protocol):
         """
         ...
 
-    async def open_key(self, delivery: Delivery, *, is_last: bool) -> str | Settled:
+    async def open_key(self, delivery: Delivery) -> str | Settled:
         """Returns the key of a charge that was reported on and is not decided, or what is decided."""
         ...
 
@@ -94,12 +94,10 @@ async def handle(
     gateway: PaymentGateway,
     key_window: datetime.timedelta,
     now: Callable[[], datetime.datetime],
-    attempts: int,
 ) -> Sequence[OrderEvent]:
     """Handles an ORDER_PROCESSING, an ORDER_CANCELLED, an ORDER_REFUND_REQUESTED or a PAYMENT_REPORTED.
 
-    `key_window` is how long the gateway honours a key, from its first send; `attempts` is how often a record is tried
-    in all.
+    `key_window` is how long the gateway honours a key, from its first send.
 
     Raises:
         Permanent: `PAYMENT_UNKNOWN`, or the gateway refuses the call itself.
@@ -112,8 +110,7 @@ async def handle(
     if event_type == ORDER_EVENT_TYPE_ORDER_REFUND_REQUESTED:
         return await refunds.refund(delivery)
     if event_type == ORDER_EVENT_TYPE_PAYMENT_REPORTED:
-        is_last = delivery.attempt >= attempts
-        return await settle_reported(delivery, decisions=decisions, gateway=gateway, is_last=is_last)
+        return await settle_reported(delivery, decisions=decisions, gateway=gateway)
     return await charge(delivery, decisions=decisions, gateway=gateway, key_window=key_window, now=now)
 
 
@@ -163,7 +160,7 @@ async def charge(
 
 
 async def settle_reported(
-    delivery: Delivery, *, decisions: PaymentDecisions, gateway: PaymentGateway, is_last: bool
+    delivery: Delivery, *, decisions: PaymentDecisions, gateway: PaymentGateway
 ) -> Sequence[OrderEvent]:
     """Settles a charge that is open, if the gateway says by now what it came to. Believes nothing but the look-up.
 
@@ -174,7 +171,7 @@ async def settle_reported(
     """
     if violations := commands.violations_of_report(delivery.event):
         raise Permanent("INVALID_REPORT", f"{violations[0].field} {violations[0].description}")
-    key = await decisions.open_key(delivery, is_last=is_last)
+    key = await decisions.open_key(delivery)
     if isinstance(key, Settled):
         return key.events
     answer = await gateway.find(key)

@@ -35,13 +35,11 @@ class RefundDecisions(Protocol):
         """Books what the closed key had charged, and returns the intent to give it back, or what is decided."""
         ...
 
-    async def intend(self, delivery: Delivery, *, is_last: bool) -> RefundIntent | Settled:
+    async def intend(self, delivery: Delivery) -> RefundIntent | Settled:
         """Stores the intent of a refund that was asked for and returns it, or what is decided."""
         ...
 
-    async def due(
-        self, delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
-    ) -> str | RefundIntent | Settled:
+    async def due(self, delivery: Delivery, *, sent_before: datetime.datetime) -> str | RefundIntent | Settled:
         """Returns what is due of the order that a sweep asks about: a refund, or a key to close; or what is decided."""
         ...
 
@@ -76,14 +74,12 @@ class Refunds:
         gateway: PaymentGateway,
         key_window: datetime.timedelta,
         now: Callable[[], datetime.datetime],
-        attempts: int,
     ) -> None:
-        """`key_window` is how long the gateway honours a key; `attempts` is how often a record is tried in all."""
+        """`key_window` is how long the gateway honours a key."""
         self._decisions = decisions
         self._gateway = gateway
         self._key_window = key_window
         self._now = now
-        self._attempts = attempts
 
     async def settle_cancelled(self, delivery: Delivery) -> Sequence[OrderEvent]:
         """Closes the key of a cancelled order's charge, and gives back what was captured under it.
@@ -107,12 +103,11 @@ class Refunds:
         """
         if violations := commands.violations_of_command(delivery.event):
             raise Permanent("INVALID_COMMAND", f"{violations[0].field} {violations[0].description}")
-        is_last = delivery.attempt >= self._attempts
         if commands.is_systems(delivery.event):
             sent_before = self._now() - self._key_window
-            due = await self._decisions.due(delivery, sent_before=sent_before, is_last=is_last)
+            due = await self._decisions.due(delivery, sent_before=sent_before)
         else:
-            due = await self._decisions.intend(delivery, is_last=is_last)
+            due = await self._decisions.intend(delivery)
         if isinstance(due, Settled):
             return due.events
         if not isinstance(due, str):
@@ -120,7 +115,7 @@ class Refunds:
         try:
             return await self._close(delivery, due)
         except ChargeUnderWay:
-            if not is_last:
+            if not delivery.is_last:
                 raise
             # It may be under way for days, and each sweep asks anew: no dead letter each time.
             return await self._decisions.left_open(delivery)

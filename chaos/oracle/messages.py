@@ -16,7 +16,8 @@ from orderflow.orders.v1.order_pb2 import Order
 _MESSAGE_ID: Final = re.compile(r"<([0-9a-f-]{36})\.(email|sms)@[^>]*>")
 _BREAKS: Final = ("kill", "stop", "restart", "pause")
 """Faults that end or freeze a process, and so may fall between sending a message and recording its acceptance."""
-_PARTIES: Final = ("notification-", "postgres", "kafka", "mail")
+_PARTIES: Final = ("notification-", "postgres", "mail")
+"""Kafka is none: whatever becomes of a transaction, what is being sent is sent to its end, and that is stored."""
 _AT_ONCE: Final = 16
 """The most messages that one fault can catch between the two.
 

@@ -244,7 +244,7 @@ async def test_a_replay_after_an_erasure_has_the_same_event_ids_and_no_contact(h
 async def test_the_answer_to_a_command_has_the_user_until_the_erasure(house: House, person: Person) -> None:
     told = await house.life(person)
     command = house.at(a_command("cancel", told[0].order.order_id, request_id="c-1"))
-    [cancelled] = await house.commands.decide(command, is_last=False)
+    [cancelled] = await house.commands.decide(command)
     key = command.event.event_id, told[0].order.order_id
     answer = (await CommandAnswers(house.database).find([key]))[key]
     assert answer.result == cancelled.order
@@ -379,7 +379,7 @@ async def test_a_dead_letter_of_an_erased_user_is_replayed_and_its_order_goes_on
     assert event is not None
     assert event.order.email == ""
     [processing] = await order_processor.handle(
-        house.at(event), decisions=house.decisions, order_commands=house.commands, attempts=9
+        house.at(event), decisions=house.decisions, order_commands=house.commands
     )
     assert processing.type == E.ORDER_EVENT_TYPE_ORDER_PROCESSING
     assert await house.tables_with(person) == set()

@@ -98,7 +98,7 @@ def reference(delivery: Delivery) -> str:
 
 async def cancel(database: Database, delivery: Delivery) -> None:
     command = a_delivery(a_command("cancel", order_id(delivery)), group="order-processor")
-    assert await OrderCommands(database, now=lambda: NOW).decide(command, is_last=False)
+    assert await OrderCommands(database, now=lambda: NOW).decide(command)
 
 
 async def purge(database: Database, delivery: Delivery) -> None:
@@ -478,9 +478,7 @@ async def test_two_processes_with_the_same_records_block_each_other_never_for_go
         commands = OrderCommands(database, now=lambda: NOW)
         events: list[OrderEvent] = []
         for each in dice.sample(records, 40):
-            events += await commands.decide(
-                a_delivery(a_command("cancel", order_id(each)), group="order-processor"), is_last=False
-            )
+            events += await commands.decide(a_delivery(a_command("cancel", order_id(each)), group="order-processor"))
         return events
 
     async with engines.opened(database_settings) as one, engines.opened(database_settings) as other:

@@ -1,6 +1,7 @@
 """The order processor's decisions on commands, with their stock, their answers, races, replays and copies."""
 
 import asyncio
+import dataclasses
 import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from storage.database import Database
 from storage.order_commands import OrderCommands
 from storage.stock import StockLevel
 from tests.builders import NOW, a_command, a_delivery, an_id
-from tests.lives import ATTEMPTS, IN_STOCK, ORDER_PROCESSOR, PAYMENT_PROCESSOR, QUANTITY, Life
+from tests.lives import IN_STOCK, ORDER_PROCESSOR, PAYMENT_PROCESSOR, QUANTITY, Life
 
 
 @pytest.fixture
@@ -152,8 +153,8 @@ async def test_a_command_without_a_row_is_tried_again_and_in_the_end_refused(dat
     commands = OrderCommands(database, now=lambda: datetime.datetime.now(datetime.UTC))
     command = a_delivery(a_command("cancel", an_id()), group=ORDER_PROCESSOR)
     with pytest.raises(Transient, match="ORDER_UNKNOWN"):
-        await commands.decide(command, is_last=False)
-    assert await commands.decide(command, is_last=True) == []
+        await commands.decide(command)
+    assert await commands.decide(dataclasses.replace(command, is_last=True)) == []
     key = (command.event.event_id, command.event.order.order_id)
     answer = (await CommandAnswers(database).find([key]))[key].result
     assert isinstance(answer, CommandRefused)
@@ -247,5 +248,5 @@ async def test_a_cancellation_and_a_capture_at_once_come_one_after_the_other(dat
 
 async def test_a_command_that_is_tried_for_the_last_time_knows_it(life: Life) -> None:
     unknown = a_command("cancel", an_id())
-    delivery = a_delivery(unknown, group=ORDER_PROCESSOR, attempt=ATTEMPTS)
+    delivery = a_delivery(unknown, group=ORDER_PROCESSOR, is_last=True)
     assert await life.handle(delivery) == []

@@ -11,7 +11,7 @@ from messaging.topics import ORDERS
 from orderflow.events.v1.order_event_pb2 import OrderEvent
 from storage.database import Database
 from tests.builders import an_id
-from tests.lives import ATTEMPTS, PAYMENT_PROCESSOR, Life
+from tests.lives import PAYMENT_PROCESSOR, Life
 
 DECLINED = "pm_card_chargeDeclined"
 
@@ -111,7 +111,7 @@ async def test_an_order_that_has_no_row_is_waited_for_and_then_none_of_ours(data
     delivery = Delivery(reported, PAYMENT_PROCESSOR, Coordinates(ORDERS.name, 0, 5), 1)
     with pytest.raises(Transient, match="ORDER_UNKNOWN"):
         await life.handle(delivery)
-    assert await life.handle(dataclasses.replace(delivery, attempt=ATTEMPTS)) == []
+    assert await life.handle(dataclasses.replace(delivery, is_last=True)) == []
 
 
 async def test_an_order_that_was_never_charged_has_nothing_to_report_on(database: Database) -> None:

@@ -155,10 +155,10 @@ async def test_copies_of_its_records_create_and_emit_nothing(database: Database)
     assert await refunds.key_to_close(copy_of(cancelled, PAYMENT_PROCESSOR)) == Settled([])
     for name in ("cancel", "ship", "complete", "expire"):
         command = copy_of(a_command(name, life.order_id), ORDER_PROCESSOR)
-        assert await OrderCommands(database, now=long_after).decide(command, is_last=False) == []
+        assert await OrderCommands(database, now=long_after).decide(command) == []
         assert await life.refusal(command) == "ORDER_NOT_FOUND"
     refund = copy_of(a_command("refund", life.order_id), PAYMENT_PROCESSOR)
-    assert await refunds.intend(refund, is_last=False) == Settled([])
+    assert await refunds.intend(refund) == Settled([])
     assert await life.refusal(refund) == "ORDER_NOT_FOUND"
     await project(database, life)
 
@@ -228,7 +228,7 @@ async def test_what_is_not_settled_or_wanted_by_somebody_stays(database: Databas
     }
     refunded = lives["refund intended"]
     refund = refunded.command("refund")
-    await RefundDecisions(database, now=refunded._now).intend(refund, is_last=False)
+    await RefundDecisions(database, now=refunded._now).intend(refund)
     cancelled = lives["cancelled, not refunded yet"]
     cancelled.command("cancel")
     await cancelled.drain(ORDER_PROCESSOR)

@@ -98,7 +98,7 @@ async def test_a_refund_without_a_row_is_tried_again_and_in_the_end_refused(life
     event.order.order_id = an_id()
     with pytest.raises(Transient, match="ORDER_UNKNOWN"):
         await life.handle(a_delivery(event, group=PAYMENT_PROCESSOR))
-    last = a_delivery(event, group=PAYMENT_PROCESSOR, attempt=9)
+    last = a_delivery(event, group=PAYMENT_PROCESSOR, is_last=True)
     assert await life.handle(last) == []
     assert await life.refusal(last) == "ORDER_NOT_FOUND"
 
@@ -155,7 +155,7 @@ async def test_a_cancellation_gives_back_what_refunds_have_left(life: Life) -> N
 
 async def test_a_cancellation_does_not_give_back_what_a_refund_under_way_does(life: Life) -> None:
     refund = life.command("refund", amount=euros(400))
-    assert isinstance(await life._refunds._decisions.intend(refund, is_last=False), RefundIntent)
+    assert isinstance(await life._refunds._decisions.intend(refund), RefundIntent)
     life.positions[PAYMENT_PROCESSOR] += 1
     life.command("cancel")
     await life.drain()
@@ -414,10 +414,10 @@ async def test_a_refund_whose_send_may_have_been_made_by_another_is_not_taken_ba
     """A zombie intends, its successor goes on and sends: what the zombie failed to send tells nothing of that."""
     command = life.command("refund")
     decisions = life._refunds._decisions
-    zombie = await decisions.intend(command, is_last=False)
+    zombie = await decisions.intend(command)
     assert isinstance(zombie, RefundIntent)
     life.now += datetime.timedelta(seconds=1)
-    await decisions.intend(command, is_last=False)
+    await decisions.intend(command)
     await decisions.not_sent(zombie)
     [row] = await engines.fetch(life.database, "select * from refunds where order_id = $1", life.order_id)
     assert row["first_send_time"] is not None

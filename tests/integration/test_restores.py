@@ -22,7 +22,7 @@ from storage.restores import Restores
 from storage.stock import Stock
 from tests import engines
 from tests.builders import NOW, a_delivery
-from tests.lives import ATTEMPTS, IN_STOCK, ORDER_PROCESSOR, PATIENCE, PAYMENT_PROCESSOR, TOTAL, Life
+from tests.lives import IN_STOCK, ORDER_PROCESSOR, PATIENCE, PAYMENT_PROCESSOR, TOTAL, Life
 from workers.gateways.book import KeyWasClosed
 from workers.gateways.gateway import Charge, GatewayUnavailable
 
@@ -229,7 +229,7 @@ async def test_a_command_that_has_waited_long_enough_is_decided_as_the_order_sta
     command = life.command("cancel")
     with pytest.raises(Transient, match="CHARGE_FORGOTTEN"):
         await life.handle(command)
-    await life.again(dataclasses.replace(command, attempt=ATTEMPTS))
+    await life.again(dataclasses.replace(command, is_last=True))
     assert await life.stands() == ("CANCELLED", "NONE")
     await life.drain(PAYMENT_PROCESSOR)
     assert await life.stands() == ("CANCELLED", "REFUNDED")

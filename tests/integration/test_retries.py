@@ -110,6 +110,7 @@ async def test_it_is_parked_on_each_topic_and_dead_in_the_end_with_the_coordinat
     assert len(origins) == 1
     assert origins.pop().topic == "orders"
     assert [delivery.attempt for _, delivery in bench.deliveries] == [1, 2, 3, 4, 5, 6]
+    assert [delivery.is_last for _, delivery in bench.deliveries] == [False] * 5 + [True]
     times = [at for at, _ in bench.deliveries]
     assert times[2] - times[1] >= 1.0
     assert times[4] - times[3] >= 2.0
@@ -162,6 +163,7 @@ async def test_total_time_is_bounded_too(bench: Bench) -> None:
         await engines.send_events(bench.kafka, [an_event()])
         letter = await bench.until_dead()
     assert letter.attempts == 2, "the second topic lies past the limit"
+    assert [delivery.is_last for _, delivery in bench.deliveries] == [False, True], "nothing follows, and it is told so"
 
 
 async def test_a_handling_past_its_limit_is_parked_without_another_try_in_place(bench: Bench) -> None:

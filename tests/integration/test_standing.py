@@ -145,7 +145,7 @@ async def test_a_refund_that_is_not_made(own_database: Database) -> None:
     await life.drain()
     decisions = RefundDecisions(own_database, now=life._now)
     asked = [life.command("refund", amount=Money(currency_code="EUR", amount_minor=100)) for _ in range(2)]
-    intents = [await decisions.intend(each, is_last=False) for each in asked]
+    intents = [await decisions.intend(each) for each in asked]
     assert await counts(own_database, "refunding") == (1, 0), "one order, whatever is given back of it"
     assert await counts(own_database, "refunding", NOW + DAY - SECOND) == (1, 0), "it was sent: that takes as long"
     assert await counts(own_database, "refunding", NOW + DAY) == (1, 1)

@@ -526,6 +526,26 @@ async def test_a_worker_whose_waiting_records_went_to_another_knows_of_no_outage
             await engines.eventually(lambda: runtime.is_ready, "nothing is left to probe with")
 
 
+async def test_a_record_that_alone_meets_an_outage_holds_nobody_back(worker: Worker, outputs: Outputs) -> None:
+    """As one does whose row a forgotten session has locked."""
+    locked, later = events_on_first(2)
+    is_locked = True
+
+    async def on_delivery(delivery: Delivery) -> None:
+        if is_locked and delivery.event.event_id == locked.event_id:
+            raise DependencyDown("postgres", "a lock is held", retry_after=0.01)
+
+    worker.on_delivery = on_delivery
+    async with engines.running(worker.runtime()):
+        await engines.send_events(worker.kafka, [locked])
+        # For longer than the poll that was under way when the outage was noticed.
+        await engines.eventually(lambda: len(worker.deliveries) > 40, "it probes, alone")
+        await engines.send_events(worker.kafka, [later])
+        await outputs.until_answered([later])
+        is_locked = False
+        await outputs.exactly([locked, later])
+
+
 async def test_what_waits_for_a_dependency_is_given_up_at_once_on_a_stop(worker: Worker, outputs: Outputs) -> None:
     events = events_on_first(20)
 
@@ -734,6 +754,41 @@ async def test_what_finishes_during_a_transaction_that_fails_is_done_once(
         await everything_committed(worker)
         await outputs.exactly([first, second])
     assert worker.causes().count(second.event_id) == 2, "it starts over from what is committed"
+
+
+async def test_a_transaction_that_fails_cuts_no_handling_off(
+    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a send nobody would know whether the message was accepted: it is sent twice, or never."""
+    slow, quick = events_on_first(2)
+    failed, go_on = asyncio.Event(), asyncio.Event()
+
+    async def on_delivery(delivery: Delivery) -> None:
+        if delivery.event.event_id == slow.event_id:
+            await go_on.wait()
+
+    whole = PartitionRunner._transact
+
+    async def fails_once(runner: PartitionRunner, *arguments: object) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise KafkaError("the test says so")
+        await whole(runner, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PartitionRunner, "_transact", fails_once)
+    worker.on_delivery = on_delivery
+    runtime = worker.runtime()
+    async with engines.running(runtime):
+        await engines.send_events(worker.kafka, [slow])
+        await engines.eventually(lambda: worker.deliveries, "the slow one is being handled")
+        runner, _ = runtime._runners[FIRST]
+        await engines.send_events(worker.kafka, [quick])
+        await failed.wait()
+        await engines.eventually(lambda: not runner.is_open, "it starts over")
+        go_on.set()
+        await outputs.exactly([slow, quick])
+    finished = [delivery.event.event_id for delivery in worker.finished]
+    assert finished.count(slow.event_id) == 2, "the first handling came to its end, whatever became of its output"
 
 
 async def test_a_commit_that_is_under_way_when_draining_begins_ends_no_handling(

@@ -60,22 +60,6 @@ MUTANTS = (
         f"{_RUNTIME} -k stop_finishes",
     ),
     Mutant(
-        "a commit that is under way ends the draining",
-        "runtime 7 and semantics 31: a rebalance alone leaves no ambiguous send",
-        "messaging/partition.py",
-        "if self._draining and not (self._done or self._tasks):",
-        "if self._draining and not self._done:",
-        f"{_RUNTIME} -k under_way_when_draining",
-    ),
-    Mutant(
-        "a stop waits for the poll",
-        "runtime 7: a stop is heard whatever Kafka does",
-        "messaging/runtime.py",
-        "while not (polling.done() or stopping.done()):",
-        "while not polling.done():",
-        f"{_RUNTIME} -k stop_is_heard",
-    ),
-    Mutant(
         "nobody polls while no partition wants records",
         "runtime 6: an outage costs no membership",
         "messaging/runtime.py",
@@ -83,14 +67,6 @@ MUTANTS = (
         "        if not wanting:\n            await asyncio.sleep(0.02)\n            return 0\n"
         "        try:\n            # Cancelled only",
         f"{_RUNTIME} -k outage_of_hours",
-    ),
-    Mutant(
-        "a connection lost under uvloop ends the client",
-        "runtime 7: never alive and idle",
-        "messaging/aiokafka_internals.py",
-        "        except RuntimeError as error:",
-        "        except ZeroDivisionError as error:",
-        "tests/integration/test_aiokafka_internals.py -k lost_under_uvloop",
     ),
     Mutant(
         "a handling has no hard limit",
@@ -196,7 +172,7 @@ MUTANTS = (
     Mutant(
         "a parked record has coordinates of its own",
         "semantics 14: a parked record counts as the one that it stems from",
-        "messaging/partition.py",
+        "messaging/handling.py",
         "delivery = Delivery(event, self._spec.group, past.origin, past.attempts",
         "here = Coordinates(record.topic, record.partition, record.offset)\n"
         "        delivery = Delivery(event, self._spec.group, here, past.attempts",
@@ -206,7 +182,7 @@ MUTANTS = (
     Mutant(
         "an outage uses up attempts",
         "runtime 6: a dependency that is down is nobody's fault",
-        "messaging/partition.py",
+        "messaging/handling.py",
         "                outcome = down.error_class\n                self._gate.failed(down, probe=probe)\n",
         "                self._gate.failed(down, probe=probe)\n"
         '                raise Transient("DOWN", "away") from down\n',
@@ -238,6 +214,23 @@ MUTANTS = (
         f"{_RUNTIME} -k stop_finishes",
     ),
     Mutant(
+        "a transaction that fails cuts off what is being handled",
+        "semantics 31: nothing but a death leaves an ambiguous send",
+        "messaging/partition.py",
+        "        self._handling.give_up_waiting()\n        await self._end(set(self._tasks))\n        self._queues",
+        "        self._handling.give_up_waiting()\n        for each in self._tasks:\n            each.cancel()\n"
+        "        await self._end(set(self._tasks))\n        self._queues",
+        f"{_RUNTIME} -k cuts_no_handling_off",
+    ),
+    Mutant(
+        "a record that alone meets an outage is the only one to probe",
+        "runtime 6: an outage that is one record's alone holds nobody back",
+        "messaging/partition.py",
+        "self._window.unfinished < _PROBES)",
+        "not self._window.unfinished)",
+        f"{_RUNTIME} -k alone_meets",
+    ),
+    Mutant(
         "a commit that is under way ends the draining",
         "runtime 7 and semantics 31: a rebalance alone leaves no ambiguous send",
         "messaging/partition.py",
@@ -249,8 +242,8 @@ MUTANTS = (
         "a stop waits for the poll",
         "runtime 7: a stop is heard whatever Kafka does",
         "messaging/runtime.py",
-        "while not (polling.done() or stopping.done()):",
-        "while not polling.done():",
+        "while not (polling.done() or lag.done() or stopping.done()):",
+        "while not (polling.done() or lag.done()):",
         f"{_RUNTIME} -k stop_is_heard",
     ),
     Mutant(

@@ -28,20 +28,17 @@ class Commands:
     """Takes every command down."""
 
     def __init__(self) -> None:
-        self.decided: list[tuple[Delivery, bool]] = []
+        self.decided: list[Delivery] = []
         self.answer = [order_event()]
 
-    async def decide(self, delivery: Delivery, *, is_last: bool) -> list[OrderEvent]:
-        self.decided.append((delivery, is_last))
+    async def decide(self, delivery: Delivery) -> list[OrderEvent]:
+        self.decided.append(delivery)
         return self.answer
 
 
 async def test_a_valid_order_is_decided() -> None:
     decisions, delivery = Decisions(), a_delivery()
-    assert (
-        await order_processor.handle(delivery, decisions=decisions, order_commands=Commands(), attempts=9)
-        == decisions.answer
-    )
+    assert await order_processor.handle(delivery, decisions=decisions, order_commands=Commands()) == decisions.answer
     assert decisions.accepted == [delivery]
 
 
@@ -122,25 +119,24 @@ async def test_what_the_server_never_makes_is_refused_for_good(
     spoil(event)
     decisions = Decisions()
     with pytest.raises(Permanent, match=message) as refused:
-        await order_processor.handle(a_delivery(event), decisions=decisions, order_commands=Commands(), attempts=9)
+        await order_processor.handle(a_delivery(event), decisions=decisions, order_commands=Commands())
     assert refused.value.error_class == "INVALID_ORDER"
     assert decisions.accepted == []
 
 
-@pytest.mark.parametrize(("attempt", "is_last"), [(1, False), (8, False), (9, True), (10, True)])
-async def test_a_valid_command_is_decided_and_knows_its_last_attempt(attempt: int, is_last: bool) -> None:
+async def test_a_valid_command_is_decided() -> None:
     decided = Commands()
-    delivery = a_delivery(a_command("cancel", an_id()), attempt=attempt)
-    emitted = await order_processor.handle(delivery, decisions=Decisions(), order_commands=decided, attempts=9)
+    delivery = a_delivery(a_command("cancel", an_id()))
+    emitted = await order_processor.handle(delivery, decisions=Decisions(), order_commands=decided)
     assert emitted == decided.answer
-    assert decided.decided == [(delivery, is_last)]
+    assert decided.decided == [delivery]
 
 
 async def test_a_command_that_the_server_never_makes_is_refused_for_good() -> None:
     decided = Commands()
     event = a_command("cancel", an_id(), reason="\x00")
     with pytest.raises(Permanent, match="INVALID_COMMAND"):
-        await order_processor.handle(a_delivery(event), decisions=Decisions(), order_commands=decided, attempts=9)
+        await order_processor.handle(a_delivery(event), decisions=Decisions(), order_commands=decided)
     assert decided.decided == []
 
 
@@ -148,5 +144,5 @@ async def test_an_order_whose_user_was_erased_is_decided_as_any_other() -> None:
     event = order_created()
     event.order.ClearField("email")
     decisions = Decisions()
-    await order_processor.handle(a_delivery(event), decisions=decisions, order_commands=Commands(), attempts=9)
+    await order_processor.handle(a_delivery(event), decisions=decisions, order_commands=Commands())
     assert [each.event for each in decisions.accepted] == [event]

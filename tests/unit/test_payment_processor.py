@@ -115,8 +115,7 @@ class Decisions:
         self.first_send_time = self.first_send_time or self.clock.now
         return intent
 
-    async def open_key(self, _: Delivery, *, is_last: bool) -> str | Settled:
-        self.was_last = is_last
+    async def open_key(self, _: Delivery) -> str | Settled:
         if self.settled is not None:
             return Settled(self.settled)
         return f"charge-{self.order.order_id}"
@@ -442,20 +441,19 @@ async def test_an_order_that_is_cancelled_while_it_is_charged_is_left_to_its_can
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
-async def report(bench: Bench, *, attempt: int = 1, find: Fault = "", **changes: Any) -> Sequence[OrderEvent]:
+async def report(bench: Bench, *, find: Fault = "", **changes: Any) -> Sequence[OrderEvent]:
     """Hands the payment processor a report of the gateway's on the order."""
     reported = payment_reported("evt_1", bench.decisions.order.order_id, source="webhook", now=NOW)
     for name, value in changes.items():
         setattr(reported.metadata, name, value)
     bench.gateway.faults = [find]
     return await payment_processor.handle(
-        dataclasses.replace(a_delivery(reported), attempt=attempt),
+        a_delivery(reported),
         decisions=bench.decisions,
         refunds=None,  # type: ignore[arg-type] # no report leads there
         gateway=bench.gateway,
         key_window=WINDOW,
         now=lambda: bench.clock.now,
-        attempts=9,
     )
 
 
@@ -492,12 +490,6 @@ async def test_a_report_that_cannot_be_looked_up_waits(bench: Bench) -> None:
     with pytest.raises(GatewayUnavailable):
         await report(bench, find="unavailable")
     assert bench.decisions.state == ""
-
-
-@pytest.mark.parametrize(("attempt", "is_last"), [(8, False), (9, True)])
-async def test_the_last_attempt_of_a_report_is_told(bench: Bench, attempt: int, is_last: bool) -> None:
-    await report(bench, attempt=attempt)
-    assert bench.decisions.was_last is is_last
 
 
 async def test_a_report_in_somebodys_name_is_none(bench: Bench) -> None:

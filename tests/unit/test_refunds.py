@@ -105,7 +105,6 @@ class Decisions:
         self.was_refused = False
         self.was_left_open = False
         self.sent_before: datetime.datetime | None = None
-        self.is_last: bool | None = None
         self.answer = [order_event(E.ORDER_EVENT_TYPE_PAYMENT_REFUNDED)]
 
     @property
@@ -147,14 +146,11 @@ class Decisions:
         self.charge_reference = gateway_reference
         return self._intend(delivery)
 
-    async def intend(self, delivery: Delivery, *, is_last: bool) -> RefundIntent | Settled:
-        self.is_last = is_last
+    async def intend(self, delivery: Delivery) -> RefundIntent | Settled:
         return self._intend(delivery) if self.settled is None else Settled(self.settled)
 
-    async def due(
-        self, delivery: Delivery, *, sent_before: datetime.datetime, is_last: bool
-    ) -> str | RefundIntent | Settled:
-        self.sent_before, self.is_last = sent_before, is_last
+    async def due(self, delivery: Delivery, *, sent_before: datetime.datetime) -> str | RefundIntent | Settled:
+        self.sent_before = sent_before
         if self.settled is not None:
             return Settled(self.settled)
         return self.charge_key if self.key_is_due else self._intend(delivery)
@@ -189,9 +185,8 @@ class Bench:
             gateway=self.gateway,
             key_window=WINDOW,
             now=lambda: self.clock.now,
-            attempts=9,
         )
-        self.attempt = 1
+        self.is_last = False
         self.owned = True
         self.event_id = an_id()
 
@@ -219,7 +214,7 @@ class Bench:
 
     async def _handle(self, event: OrderEvent, faults: Sequence[str]) -> Sequence[OrderEvent]:
         self.gateway.faults, self.gateway.calls = list(faults), []
-        delivery = a_delivery(event, attempt=self.attempt, is_owned=lambda: self.owned)
+        delivery = a_delivery(event, is_last=self.is_last, is_owned=lambda: self.owned)
         if event.type == E.ORDER_EVENT_TYPE_ORDER_CANCELLED:
             return await self.refunds.settle_cancelled(delivery)
         return await self.refunds.refund(delivery)
@@ -448,7 +443,7 @@ async def test_a_sweep_that_finds_a_charge_under_way_for_long_writes_no_dead_let
     with pytest.raises(Transient, match="UNDER_WAY"):
         await bench.swept("under way")
     assert not bench.decisions.was_left_open
-    bench.attempt = 9
+    bench.is_last = True
     assert await bench.swept("under way") == []
     assert bench.decisions.was_left_open
     with pytest.raises(Transient, match="UNDER_WAY"):  # a cancellation that gave up is told of, once
@@ -488,14 +483,6 @@ async def test_a_refusal_of_what_a_caller_asked_for_is_told_when_a_sweep_meets_i
     bench.clock.now += datetime.timedelta(days=2)
     assert await bench.swept("", "refused") == []
     assert bench.decisions.was_refused
-
-
-@pytest.mark.parametrize(("attempt", "is_last"), [(1, False), (8, False), (9, True)])
-async def test_a_refund_knows_its_last_attempt(bench: Bench, attempt: int, is_last: bool) -> None:
-    await bench.charge()
-    bench.attempt = attempt
-    await bench.asked()
-    assert bench.decisions.is_last is is_last
 
 
 async def test_a_command_that_the_server_never_makes_is_refused_for_good(bench: Bench) -> None:
