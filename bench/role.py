@@ -70,12 +70,12 @@ def name_topics(prefix: str) -> None:
 
 def without_mail() -> None:
     """Has e-mails go to `NoMail`."""
-    import workers.app
+    from workers.channels import choice
 
     def no_mail(_: "EmailSettings") -> NoMail:
         return NoMail()
 
-    workers.app.email_channel = no_mail  # type: ignore[assignment]
+    choice.email_channel = no_mail  # type: ignore[assignment]
 
 
 def _with_forgetful_gateway() -> None:

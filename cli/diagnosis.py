@@ -178,12 +178,12 @@ def _settings(settings: "Settings", chosen: Sequence[str]) -> list[Finding]:
     """Examines what a process finds out of its settings when it starts: each has more to say than that it parses."""
     from cli.retention import refuse_short
     from server import listener
-    from workers import app
+    from workers.channels import choice
 
     starts: dict[str, Callable[[], object]] = {
         "server": lambda: listener.check(settings),
-        "notification-email": lambda: app.email_channel(settings.email),
-        "notification-sms": lambda: app.sms_channel(settings.sms),
+        "notification-email": lambda: choice.email_channel(settings.email),
+        "notification-sms": lambda: choice.sms_channel(settings.sms),
     }
     found: list[Finding] = []
     starting = [starts[role] for role in chosen if role in starts]
@@ -422,9 +422,9 @@ async def _http(url: str, *, ca_file: str | None = None) -> str:
 
 async def _smtp(email: "EmailSettings") -> list[Finding]:
     from domain.failures import DependencyDown
-    from workers import app
+    from workers.channels import choice
 
-    channel = app.email_channel(email)
+    channel = choice.email_channel(email)
     try:
         await channel.greet()
     except DependencyDown as down:

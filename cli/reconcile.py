@@ -33,12 +33,12 @@ async def _compared(
     loaded: settings.Settings, since: datetime.timedelta, limit: int
 ) -> tuple[list[dict[str, Any]], int]:
     """Returns a row for each difference, up to the limit, and how many there are."""
-    from workers import app
+    from workers import reconciler_app
 
     rows: list[dict[str, Any]] = []
     total = 0
     listed: set[tuple[str, str, str]] = set()
-    async for cases in app.differences(loaded, since):
+    async for cases in reconciler_app.differences(loaded, since):
         for difference in (each for case in cases for each in case.differences):
             row = dataclasses.asdict(difference)
             # An order may be compared twice: as a part of the window, and as one that differed before.

@@ -37,7 +37,7 @@ async def _restored(loaded: "Settings") -> "list[Rewound]":
     from storage import migrate
     from storage.database import Database
     from storage.restores import Restores
-    from workers import app
+    from workers.gateways import choice
 
     await migrate.require_this_version(loaded.database)
     await rewind.require_stopped(loaded.kafka)
@@ -49,7 +49,7 @@ async def _restored(loaded: "Settings") -> "list[Rewound]":
         restores = Restores(database)
         now = datetime.datetime.now(datetime.UTC)
         since = (await restores.restored_to() or now - _longest_kept(loaded)) - _INTENTS_REACH
-        await restores.record(await app.gateway_charges(loaded, database, since, now + _CLOCKS))
+        await restores.record(await choice.charges(loaded, database, since, now + _CLOCKS))
         return await rewind.rewind(loaded.kafka, await restores.handled())
     finally:
         await database.close()

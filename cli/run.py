@@ -58,7 +58,7 @@ def _worker(name: str, *, niceness: int = 0) -> None:
 @app.command()
 def webhook() -> None:
     """Take the payment gateway's reports (optional): see docs/payments.md."""
-    from workers.app import receive_reports
+    from workers.webhook_app import receive_reports
 
     _run("webhook", receive_reports)
 
@@ -96,6 +96,6 @@ def projector() -> None:
 @app.command()
 def reconciler() -> None:
     """Run the reconciler: compares the payment gateway with what is booked and with the orders."""
-    from workers.app import reconcile
+    from workers.reconciler_app import reconcile
 
     _run("reconciler", reconcile)

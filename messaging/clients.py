@@ -1,7 +1,6 @@
 """Kafka clients with every setting that the guarantees rest on spelled out. aiokafka's defaults are the unsafe ones."""
 
 import asyncio
-import contextlib
 import ssl
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from messaging import aiokafka_internals, header_names
 from messaging.partitioner import partition_of
 from messaging.topics import DEAD_LETTERS
 from settings import KafkaSettings
-from telemetry import logs
+from telemetry import logs, process
 
 log = logs.get()
 
@@ -116,9 +115,7 @@ async def started_consumer(
         except KafkaError as error:
             log.warning("worker.waiting", worker=group, waits_for="kafka", error=repr(error))
             await aiokafka_internals.discard_consumer(started, seconds=2)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_SECONDS):
-                    await stop.wait()
+            await process.pause(stop, _RETRY_SECONDS)
     return None
 
 

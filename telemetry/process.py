@@ -119,6 +119,13 @@ def is_loopback(address: str) -> bool:
     return host in _LOOPBACK
 
 
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Waits so long, or until `stop` is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+
+
 async def until_stopped_or_failed(stop: asyncio.Event, *tasks: "asyncio.Task[Any]") -> None:
     """Waits until `stop` is set. A task that ends before is an error: its own, or that it ended at all.
 

@@ -4,12 +4,11 @@ import asyncio
 import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, Protocol
 
 from domain.failures import Failure
 from domain.reconciliation import Case, Kind
-from telemetry import logs, metrics
+from telemetry import logs, metrics, process
 from workers import reconciliation
 from workers.reconciliation import Reconciliation
 
@@ -95,9 +94,7 @@ class Reconciler:
                 reconciling.cancel()
                 stopped.cancel()
                 await asyncio.gather(reconciling, stopped, return_exceptions=True)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    await stop.wait()
+            await process.pause(stop, self._interval)
 
     async def _try(self) -> None:
         try:

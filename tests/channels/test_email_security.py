@@ -13,7 +13,7 @@ from tests.channels.builders import a_message
 from tests.channels.certificates import make_certificate
 from tests.channels.mail_server import mail_server
 from tests.channels.test_email import open_channel
-from workers.app import email_channel
+from workers.channels.choice import email_channel
 from workers.channels.smtp_pool import SmtpServer
 
 

@@ -19,8 +19,8 @@ from orderflow.orders.v1.order_pb2 import NotificationChannel
 from settings import SettingsError, SmsSettings
 from tests.channels.builders import EVENT_ID, PHONE, a_message, an_event, renderer
 from tests.channels.certificates import make_certificate
-from workers.app import sms_channel
 from workers.channels.channel import Channel, Message, SendUnknown, Undeliverable
+from workers.channels.choice import sms_channel
 from workers.channels.sms import FolderSmsChannel
 from workers.channels.sms_http import HttpSmsChannel
 

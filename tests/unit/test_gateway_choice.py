@@ -11,7 +11,8 @@ import settings
 from messaging.worker import Limits
 from settings import SettingsError
 from storage.database import Database
-from workers import app
+from workers import app, webhook_app
+from workers.gateways import choice
 from workers.gateways.remote import HttpGateway
 from workers.gateways.simulated import SimulatedGateway
 from workers.gateways.stripe import StripeGateway
@@ -39,7 +40,7 @@ async def test_one_setting_chooses(monkeypatch: pytest.MonkeyPatch, kind: str, c
     monkeypatch.setenv("ORDERFLOW_STRIPE_KEY", CANARY)
     built = parts()
     assert CANARY not in repr(built)
-    gateway = app._gateway(built.settings, built.database)
+    gateway = choice.chosen(built.settings, built.database)
     try:
         assert type(gateway) is chosen
         assert CANARY not in repr(gateway)
@@ -53,12 +54,12 @@ def test_stripe_needs_a_key(monkeypatch: pytest.MonkeyPatch, key: str | None) ->
     if key is not None:
         monkeypatch.setenv("ORDERFLOW_STRIPE_KEY", key)
     with pytest.raises(SettingsError, match="ORDERFLOW_STRIPE_KEY must be set"):
-        app._gateway(settings.load(), parts().database)
+        choice.chosen(settings.load(), parts().database)
 
 
 async def test_the_webhook_needs_a_secret() -> None:
     with pytest.raises(SettingsError, match="ORDERFLOW_STRIPE_WEBHOOK_SECRET must be set"):
-        await app.receive_reports(settings.load(), asyncio.Event())
+        await webhook_app.receive_reports(settings.load(), asyncio.Event())
 
 
 @pytest.mark.parametrize("url", ["http://api.stripe.com", "ftp://api.stripe.com", "api.stripe.com", "https:///"])
@@ -69,6 +70,7 @@ def test_the_key_goes_nowhere_in_plain_text(monkeypatch: pytest.MonkeyPatch, url
 
 
 def test_nothing_of_stripe_is_loaded_where_another_gateway_is_chosen() -> None:
-    script = "import sys, workers.app, cli.main; sys.exit('stripe' in sys.modules or 'aiohttp' in sys.modules)"
+    script = "import sys, workers.app, workers.gateways.choice, cli.main"
+    script += "; sys.exit('stripe' in sys.modules or 'aiohttp' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0

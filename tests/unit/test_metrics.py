@@ -13,10 +13,10 @@ from messaging import envelope, funnel
 from messaging.envelope import OutgoingRecord
 from orderflow.events.v1.order_event_pb2 import OrderEventType, PaymentRefundedDetails
 from orderflow.orders.v1.order_pb2 import Money, OrderStatus
-from settings import GatewaySettings, Settings
+from settings import GatewaySettings
 from telemetry import metrics
 from tests.builders import an_item, an_order, order_event
-from workers import app
+from workers.gateways import choice
 from workers.gateways.gateway import Charge, ChargeUnknown, GatewayRefused, GatewayUnavailable
 from workers.gateways.observed import ObservedGateway
 from workers.gateways.simulated import SimulatedGateway
@@ -167,9 +167,8 @@ async def test_a_call_to_the_gateway_counts_by_what_came_of_it(error: Exception,
 
 
 async def test_the_breakers_changes_are_counted() -> None:
-
-    loaded = Settings.model_construct(gateway=GatewaySettings(breaker_failures=2, breaker_reset_seconds=60))
-    gateway = app._guarded(Failing(GatewayUnavailable("x")), loaded)  # type: ignore[arg-type]
+    settings = GatewaySettings(breaker_failures=2, breaker_reset_seconds=60)
+    gateway = choice.guarded(Failing(GatewayUnavailable("x")), settings)  # type: ignore[arg-type]
     before = value("orderflow_breaker_transitions_total", breaker="gateway", state="open")
     for _ in range(3):
         with pytest.raises(GatewayUnavailable):
