@@ -110,7 +110,7 @@ class RefundDecisions:
                     "closed" if approved is None else "declined",
                     self._now(),
                 )
-            intent = await self._found(connection, delivery, order) or await self._intend(
+            intent = await self._resume(connection, delivery, order) or await self._intend(
                 connection, delivery, order, None
             )
         return intent or Settled(await self._nothing(delivery, CommandRefused(NOT_DUE, order.status)))
@@ -154,7 +154,7 @@ class RefundDecisions:
     async def _intend_asked(self, connection: "Connection", delivery: Delivery) -> RefundIntent | None:
         """Returns the intent. None: this refund was made so long ago that its outcome was purged."""
         order, owner = await _order_of(connection, delivery)
-        if (intent := await self._found(connection, delivery, order)) is not None:
+        if (intent := await self._resume(connection, delivery, order)) is not None:
             return intent  # whatever the order has become since, the refund may have been sent
         state = await connection.fetchval("select state from refunds where event_id = $1", delivery.event.event_id)
         if state == "done":
@@ -175,7 +175,7 @@ class RefundDecisions:
         self, connection: "Connection", delivery: Delivery, *, sent_before: datetime.datetime
     ) -> str | RefundIntent:
         order, owner = await _order_of(connection, delivery)
-        if (intent := await self._found(connection, delivery, order)) is not None:
+        if (intent := await self._resume(connection, delivery, order)) is not None:
             return intent
         commands.check(delivery.event, order, owner=owner)
         await connection.execute(
@@ -185,7 +185,7 @@ class RefundDecisions:
             delivery.event.event_id,
             sent_before,
         )
-        if (intent := await self._found(connection, delivery, order)) is not None:
+        if (intent := await self._resume(connection, delivery, order)) is not None:
             return intent
         if order.status in lifecycle.CALLED_OFF:
             key: str | None = await connection.fetchval(
@@ -198,8 +198,8 @@ class RefundDecisions:
                 return intent
         raise CommandRefused(NOT_DUE, order.status)
 
-    async def _found(self, connection: "Connection", delivery: Delivery, order: Order) -> RefundIntent | None:
-        """Returns the open intent that this record has stored before, or goes on with, now to be sent.
+    async def _resume(self, connection: "Connection", delivery: Delivery, order: Order) -> RefundIntent | None:
+        """Goes on with the open intent that this record has stored, or has taken up: it counts as sent from now on.
 
         The order's row must be locked.
         """

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -13,8 +13,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 LIVE: Final = "live"
 """The service that is SERVING as long as the process answers at all, whatever it needs is away: for liveness probes."""
 
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _INTERVAL_SECONDS: Final = 0.25
-_SET_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 0.5
 
 
@@ -25,7 +26,7 @@ class Health:
         """`is_serving` is asked four times a second; it must not wait."""
         self._services = ("", *services)
         self._is_serving = is_serving
-        self._servicer = health.aio.HealthServicer()
+        self._servicer = _Servicer()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the service, and reflection of it and of the services it answers for."""
@@ -61,32 +62,64 @@ class Health:
 
     async def run(self) -> None:
         """Keeps the answers up to date until cancelled."""
-        await self._servicer.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
-        known: bool | None = None
+        self._servicer.tell({LIVE: _SERVING})
         while True:
-            serving = self._is_serving()
-            if serving != known and await self._set(serving=serving):
-                known = serving
+            status = _SERVING if self._is_serving() else _NOT_SERVING
+            self._servicer.tell(dict.fromkeys(self._services, status))
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def stop(self) -> None:
         """Answers NOT_SERVING from now on."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SET_SECONDS):
-                await self._servicer.enter_graceful_shutdown()
+        self._servicer.end()
 
-    async def _set(self, *, serving: bool) -> bool:
-        """Tells whether all could be set; what could not is to be tried again."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        all_set = True
-        for service in self._services:
-            # A watcher that does not read holds the lock that set() needs.
-            try:
-                async with asyncio.timeout(_SET_SECONDS):
-                    await self._servicer.set(service, status)
-            except TimeoutError:
-                all_set = False
-        return all_set
+
+class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The library's own writes to a watcher under the lock that the next change needs.
+
+    So one that does not read, and nobody has to prove who they are to watch, would keep everybody's answer as it is.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {"": _NOT_SERVING}
+        self._changed = asyncio.Event()
+        self._has_ended = False
+
+    def tell(self, known: Mapping[str, int]) -> None:
+        """Answers with these from now on."""
+        if not self._has_ended and not known.items() <= self._known.items():
+            self._known |= known
+            self._wake()
+
+    def end(self) -> None:
+        """Answers NOT_SERVING for all, whatever comes."""
+        self._has_ended = True
+        self._known = dict.fromkeys(self._known, _NOT_SERVING)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: "grpc.aio.ServicerContext[object, object]"
+    ) -> health_pb2.HealthCheckResponse:
+        """Returns the status of a service."""
+        if request.service not in self._known:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=self._known[request.service])
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, _: "grpc.aio.ServicerContext[object, object]"
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Yields the status of a service, then each new one but those that come while the watcher does not read."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._known.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+                told = status
+            await changed.wait()
 
 
 def _add_reflection_v1(server: grpc.aio.Server, names: Sequence[str]) -> None:

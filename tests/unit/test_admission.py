@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from orderflow.orders.v1 import order_service_pb2_grpc
@@ -86,7 +87,7 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
     order_service_pb2_grpc.add_OrderServiceServicer_to_server(service, server)
     health = Health((), lambda: True)
     health.add_to(server)
-    await health._set(serving=True)
+    health._servicer.tell({"": health_pb2.HealthCheckResponse.SERVING})
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -263,8 +264,6 @@ async def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
 
 
 async def test_health_is_never_limited() -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     async with served(max_concurrent_calls=1, rate_limit="1/hour") as server:
         call = server.stub.CreateOrder(CreateOrderRequest())
         await server.under_way(1)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -11,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server import listener
 from settings import SettingsError
 from telemetry.health import LIVE, Health
+from tests import engines
 
 SERVICE = "orderflow.orders.v1.OrderService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -61,6 +63,44 @@ async def test_a_process_lives_though_it_does_not_serve(channel: grpc.aio.Channe
     await first(channel, SERVICE, NOT_SERVING)
     stub = health_pb2_grpc.HealthStub(channel)
     assert (await stub.Check(health_pb2.HealthCheckRequest(service=LIVE), timeout=30)).status == SERVING
+
+
+class Unread:
+    """The context of a watcher that does not read: what is written to it never arrives."""
+
+    def __init__(self) -> None:
+        self.writing = asyncio.Event()
+
+    async def write(self, _: health_pb2.HealthCheckResponse) -> None:
+        self.writing.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_watcher_that_does_not_read_holds_nobody_up(serving: Serving) -> None:
+    """Its stream ends one day; until then others must be told the truth."""
+    health = Health((SERVICE,), lambda: serving.value)
+    running = asyncio.create_task(health.run())
+    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    unread: Any = Unread()
+
+    async def watch() -> None:
+        answers = health._servicer.Watch(request, unread)
+        async for answer in answers:
+            await unread.write(answer)
+
+    watching = asyncio.create_task(watch())
+    await unread.writing.wait()
+    serving.value = True
+
+    async def status() -> int:
+        return (await health._servicer.Check(request, unread)).status
+
+    await engines.eventually(lambda: health._servicer._known[SERVICE] == SERVING, "it serves")
+    assert await status() == SERVING
+    await health.stop()
+    assert await status() == NOT_SERVING
+    for task in (watching, running):
+        task.cancel()
 
 
 async def test_the_port_for_probes_reflects_nothing(channel: grpc.aio.Channel) -> None:
