@@ -120,6 +120,8 @@ class RecordHandling:
                         return Done(record.offset, outputs)
                     except Failure as failure:
                         span.failed(failure.error_class)
+                        if not self._is_owned():
+                            raise asyncio.CancelledError from failure  # it comes again: nothing of this one is kept
                         past = past.failed(datetime.datetime.now(datetime.UTC), span.traceparent)
                         is_transient = isinstance(failure, Transient)
                         if is_last_here or not is_transient or failure.error_class == HANDLING_LIMIT:

@@ -153,10 +153,12 @@ class PartitionRunner:
 
     @property
     def paused_by(self) -> str:
-        """Why it wants no records, if it wants none."""
+        """Why its records wait, empty if they do not. While a dependency is down they do, though it takes some more."""
         if not self._is_open:
             return "opening"
-        return "dependency_down" if self._gate.down is not None else "busy"
+        if self._gate.down is not None and self._window.unfinished:
+            return "dependency_down"
+        return "" if self.wants_records else "busy"
 
     @property
     def handling(self) -> int:
@@ -414,7 +416,6 @@ class PartitionRunner:
             self._window.finish(each.offset)
         offset, metadata = self._window.advance()
         await self._transact(done, offset, metadata)
-        self._deliver()
         funnel.acknowledged(record for each in done for record in each.outputs)
         counts = collections.Counter[str](each.outcome for each in done)
         counts["handled"] += skipped
@@ -425,6 +426,7 @@ class PartitionRunner:
                 self._refused.pop(self._at(each.offset), None)
         metrics.LAST_PROGRESS.labels(self._spec.group).set_to_current_time()
         self._replace_suspect()
+        self._deliver()
 
     async def _transact(self, done: list[Done], offset: int, metadata: str) -> None:
         # Cancelling a commit half-way would leave the producer in a state of its own: it runs in a task that is not.

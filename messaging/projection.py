@@ -127,7 +127,7 @@ class ProjectionRuntime:
             polling = asyncio.create_task(self._keep_polling(consumer, stop))
             try:
                 # Beside it: during a rebalance a poll may wait for ever, and a failure must be noticed all the same.
-                ends: list[asyncio.Future[Any]] = [self._failure, polling, stopping]
+                ends: list[asyncio.Future[Any]] = [self._failure, polling, lag, stopping]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for ended in ends:
                     if ended.done():

@@ -167,7 +167,7 @@ class WorkerRuntime:
     def _show(self, unfinished: int) -> None:
         group = self._spec.group
         runners = [runner for runner, _ in self._runners.values()]
-        paused = collections.Counter(runner.paused_by for runner in runners if not runner.wants_records)
+        paused = collections.Counter(runner.paused_by for runner in runners)
         for reason in ("opening", "dependency_down", "busy"):
             metrics.PAUSED.labels(group, reason).set(paused[reason])
         metrics.IN_FLIGHT.labels(group).set(unfinished)

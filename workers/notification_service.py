@@ -113,6 +113,10 @@ class NotificationService:
             if self._ambiguous == "give_up":
                 return await self._failed(delivery, "AMBIGUOUS", template=message.template)
         fault_points.reached("W9")
+        if not delivery.is_owned():  # a send that begins now may be cut off; who handles the record next makes it
+            if intent is True:
+                await self._intents.not_sent(delivery)
+            raise Transient("PARTITION_LOST", "the partition was given up meanwhile")
         try:
             provider_message_id = await self._channel.send(message)
         except Undeliverable as refusal:

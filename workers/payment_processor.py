@@ -128,7 +128,7 @@ async def charge(
         return intent.events
     fault_points.reached("W5")
     if not delivery.is_owned():
-        raise Transient("PARTITION_LOST", "another process owns the partition by now")
+        raise Transient("PARTITION_LOST", "the partition was given up meanwhile")
     if intent.look_up_first:
         if (found := await gateway.find(intent.idempotency_key)) is not None:
             return await _booked(delivery, found, decisions)

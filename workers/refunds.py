@@ -132,7 +132,7 @@ class Refunds:
     async def _give_back(self, delivery: Delivery, intent: RefundIntent) -> Sequence[OrderEvent]:
         fault_points.reached("W5")
         if not delivery.is_owned():
-            raise Transient("PARTITION_LOST", "another process owns the partition by now")
+            raise Transient("PARTITION_LOST", "the partition was given up meanwhile")
         try:
             refund = await self._sent_or_found(intent)
         except GatewayRefused:

@@ -26,6 +26,7 @@ from orderflow.orders.v1.order_pb2 import Order
 from settings import KafkaSettings
 from storage.consumer_groups import ConsumerGroups
 from storage.database import Database
+from telemetry import metrics
 from tests import engines
 from tests.builders import a_group, an_id, an_order, emitted_for, order_event
 from tests.engines import Tail
@@ -777,7 +778,7 @@ async def test_a_transaction_that_fails_cuts_no_handling_off(
 
     monkeypatch.setattr(PartitionRunner, "_transact", fails_once)
     worker.on_delivery = on_delivery
-    runtime = worker.runtime()
+    runtime = worker.runtime(dataclasses.replace(QUICK, drain=60.0))
     async with engines.running(runtime):
         await engines.send_events(worker.kafka, [slow])
         await engines.eventually(lambda: worker.deliveries, "the slow one is being handled")
@@ -789,6 +790,41 @@ async def test_a_transaction_that_fails_cuts_no_handling_off(
         await outputs.exactly([slow, quick])
     finished = [delivery.event.event_id for delivery in worker.finished]
     assert finished.count(slow.event_id) == 2, "the first handling came to its end, whatever became of its output"
+
+
+async def test_what_fails_once_the_partition_was_given_up_is_no_dead_letter(
+    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = events_on_first(2)
+    failed, go_on = asyncio.Event(), asyncio.Event()
+
+    async def on_delivery(delivery: Delivery) -> None:
+        if delivery.event.event_id == slow.event_id and not go_on.is_set():
+            await go_on.wait()
+            raise Permanent("WRONG", "the test says so")
+
+    whole = PartitionRunner._transact
+
+    async def fails_once(runner: PartitionRunner, *arguments: object) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise KafkaError("the test says so")
+        await whole(runner, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PartitionRunner, "_transact", fails_once)
+    worker.on_delivery = on_delivery
+    runtime = worker.runtime(dataclasses.replace(QUICK, drain=60.0))
+    counted = metrics.DEAD_LETTERS.labels(worker.group, "WRONG", "permanent")._value
+    async with engines.running(runtime):
+        await engines.send_events(worker.kafka, [slow])
+        await engines.eventually(lambda: worker.deliveries, "the slow one is being handled")
+        runner, _ = runtime._runners[FIRST]
+        await engines.send_events(worker.kafka, [quick])
+        await failed.wait()
+        await engines.eventually(lambda: not runner.is_open, "it starts over")
+        go_on.set()
+        await outputs.exactly([slow, quick])
+    assert counted.get() == 0
 
 
 async def test_a_commit_that_is_under_way_when_draining_begins_ends_no_handling(

@@ -918,6 +918,22 @@ MUTANTS = (
         "tests/integration/test_notification_intents.py -k stored_meanwhile",
     ),
     Mutant(
+        "a send begins although the partition was given up",
+        "semantics 31: nothing but a death leaves an ambiguous send",
+        "workers/notification_service.py",
+        "if not delivery.is_owned():",
+        "if False:",
+        "tests/unit/test_notification_service.py -k given_up",
+    ),
+    Mutant(
+        "what fails once the partition was given up is a dead letter",
+        "runtime 3: nothing of an incarnation is kept by a later one",
+        "messaging/handling.py",
+        "                        if not self._is_owned():\n",
+        "                        if False:\n",
+        f"{_RUNTIME} -k no_dead_letter",
+    ),
+    Mutant(
         "an acceptance is remembered only while PostgreSQL is away",
         "semantics 31: what is known to have been accepted is not sent again",
         "workers/notification_service.py",

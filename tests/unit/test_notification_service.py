@@ -95,8 +95,9 @@ class Bench:
             now=lambda: self.now,
         )
 
-    async def handle(self) -> Sequence[OrderEvent]:
-        return await self._service.handle(a_delivery(self.event, group="notification-email"))
+    async def handle(self, *, owned: bool = True) -> Sequence[OrderEvent]:
+        delivery = a_delivery(self.event, group="notification-email", is_owned=lambda: owned)
+        return await self._service.handle(delivery)
 
     def failed_because(self) -> str:
         (event,) = self.intents.decided or []
@@ -199,6 +200,28 @@ async def test_a_send_that_could_not_be_recorded_is_remembered_while_the_process
     (event,) = await bench.handle()
     assert event.notification_sent.provider_message_id == "provider-1"
     assert len(bench.channel.sent) == 1
+
+
+@pytest.mark.parametrize("ambiguous", ["send_again", "give_up"])
+async def test_no_send_begins_once_the_partition_was_given_up(ambiguous: Ambiguous) -> None:
+    """It might be cut off, and who handles the record next would not know whether it was accepted."""
+    bench = Bench(ambiguous=ambiguous)
+    with pytest.raises(Transient, match="PARTITION_LOST"):
+        await bench.handle(owned=False)
+    assert bench.channel.sent == []
+    [sent] = await bench.handle()
+    assert sent.notification_sent.provider_message_id == "provider-1"
+
+
+async def test_an_intent_of_somebody_else_is_left_alone() -> None:
+    bench = Bench(ambiguous="send_again")
+    bench.intents.down = RuntimeError("dies here")
+    with pytest.raises(RuntimeError):
+        await bench.handle()
+    bench.start()
+    with pytest.raises(Transient, match="PARTITION_LOST"):
+        await bench.handle(owned=False)
+    assert bench.intents.message_id is not None, "it was sent once, and is not known to have been accepted"
 
 
 async def test_a_send_whose_outcome_was_not_recorded_is_sent_again_under_the_same_id() -> None:
