@@ -21,6 +21,8 @@ MOST_ORDERS: Final = 500
 _MOST_BYTES: Final = 3 * 1024 * 1024
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE: Final = 0.2
+# A rate may be one of each day; who has used it up is told so instead of waiting.
+_LONGEST_PAUSE: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ class Batch:
 def _is_for_later(error: OrderflowError | None) -> bool:
     # An order that may have been accepted is left to the caller: a later "not accepted" would not speak of this try.
     return (
-        isinstance(error, Unavailable | Overloaded) and error.safe_to_repeat and error.outcome is Outcome.NOT_ACCEPTED
+        isinstance(error, Unavailable | Overloaded)
+        and error.safe_to_repeat
+        and error.outcome is Outcome.NOT_ACCEPTED
+        and (error.retry_delay or 0) <= _LONGEST_PAUSE
     )
 
 

@@ -60,7 +60,9 @@ def bad_request(**violations: str) -> error_details_pb2.BadRequest:
 
 
 def retry_info(seconds: float) -> error_details_pb2.RetryInfo:
-    return error_details_pb2.RetryInfo(retry_delay=Duration(nanos=int(seconds * 1e9)))
+    delay = Duration()
+    delay.FromMilliseconds(int(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 Step = Callable[[grpc.aio.ServicerContext], Awaitable[None]]

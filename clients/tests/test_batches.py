@@ -160,8 +160,13 @@ async def test_four_tries_at_most(caller, orders):
 
 @pytest.mark.parametrize(
     "refusal",
-    [INVALID, Refusal(CODE.RESOURCE_EXHAUSTED, details=(NOT_ACCEPTED,)), Refusal(CODE.UNAVAILABLE)],
-    ids=["refused", "overloaded", "may be accepted"],
+    [
+        INVALID,
+        Refusal(CODE.RESOURCE_EXHAUSTED, details=(NOT_ACCEPTED,)),
+        Refusal(CODE.RESOURCE_EXHAUSTED, details=(NOT_ACCEPTED, retry_info(61))),
+        Refusal(CODE.UNAVAILABLE),
+    ],
+    ids=["refused", "overloaded", "for long", "may be accepted"],
 )
 async def test_nothing_else_is_sent_again(caller, orders, refusal):
     orders.refused["r-0"].append(refusal)
