@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orderflow.orders.v1.order_pb2 import Order
 
 _DEAD_LETTER: Final = "DEAD_LETTER"
+_PAYMENTS: Final = "payment-processor"
 _UNTIL_DONE: Final = "by itself, and a sweep asks for it again until that is done"
 _CALLED_OFF_MONEY: Final = {
     "CAPTURED": f"the payment processor gives its money back {_UNTIL_DONE}",
@@ -39,8 +40,11 @@ def why(order: "Order", entries: Sequence["OrderHistoryEntry"]) -> str:
     """Returns one sentence, or two: where the order stands, why, and what happens next."""
     status, payment = enum_name(order, "status"), enum_name(order, "payment_status")
     letters = [each for each in entries if each.type == _DEAD_LETTER and not each.dead_letter.resolution]
+    beside = letters
     if status == "PROCESSING":
-        sentence = _waiting(order, payment, letters)
+        deciding = [each for each in letters if each.source == _PAYMENTS]
+        beside = [each for each in letters if each.source != _PAYMENTS]
+        sentence = _waiting(order, payment, deciding)
     else:
         sentence = _OF_STATUS.get(status, "It is {status}.").format(
             status=status,
@@ -49,21 +53,20 @@ def why(order: "Order", entries: Sequence["OrderHistoryEntry"]) -> str:
             reason=f" ({order.failure_reason})" if order.failure_reason else "",
             total=f"{order.total.currency_code} {order.total.amount_minor} in minor units",
         )
-    if letters and status != "PROCESSING":
-        sentence += f" {len(letters)} of its records became dead letters: orderflow dlq list --order {order.order_id}."
+    if beside:
+        sentence += f" {len(beside)} of its records became dead letters: orderflow dlq list --order {order.order_id}."
     return sentence
 
 
 def _money_of_called_off(payment: str, entries: Sequence["OrderHistoryEntry"]) -> str:
-    given_up = [
-        each.entry_id
-        for each in entries
-        if each.type == _DEAD_LETTER
-        and each.source == "payment-processor"
-        and each.dead_letter.resolution == "DISCARDED"
-    ]
+    given_up = ""
+    for each in entries:
+        if each.type in ("ORDER_CANCELLED", "ORDER_EXPIRED"):
+            given_up = ""  # what was discarded before was another refund
+        elif (each.type, each.source) == (_DEAD_LETTER, _PAYMENTS) and each.dead_letter.resolution == "DISCARDED":
+            given_up = each.entry_id.removeprefix("dlq/")
     if given_up and payment in ("CAPTURED", "PARTIALLY_REFUNDED"):
-        return f"its money is kept: an operator has given its refund up ({given_up[-1]} was discarded)"
+        return f"its money is kept: an operator has given its refund up (dead letter {given_up} was discarded)"
     return _CALLED_OFF_MONEY.get(payment, "no money was taken")
 
 

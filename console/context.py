@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -141,6 +142,7 @@ def environment() -> "jinja2.Environment":
         "masked": words.masked,
         "money": words.money,
         "pretty": lambda message: json.dumps(words.as_dict(message), indent=2, ensure_ascii=False),
+        "quoted": shlex.quote,
         "rate": words.rate,
         "redacted": words.redacted,
         "span": words.span,

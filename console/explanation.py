@@ -29,8 +29,9 @@ def explained(
     order: "Order", letters: Sequence["DeadLetterEntry"], workers: Sequence[Worker], now: datetime.datetime
 ) -> str:
     """Returns the sentence, or a few. `letters` are the order's unresolved dead letters, newest first."""
-    newest = letters[0] if letters else None
     status = order.status
+    group = stuck.DECIDED_BY.get(status)
+    newest = next((each for each in letters if each.dead_letter.group == group), None)
     if status in _SETTLED:
         reason = f" ({order.failure_reason})" if order.failure_reason else ""
         text = _SETTLED[status].format(reason=reason, total=words.money(order.total))

@@ -27,6 +27,7 @@ DECIDED_BY: Final = {
     OrderStatus.ORDER_STATUS_CREATED: "order-processor",
     OrderStatus.ORDER_STATUS_PROCESSING: "payment-processor",
     OrderStatus.ORDER_STATUS_CANCELLED: "payment-processor",
+    OrderStatus.ORDER_STATUS_EXPIRED: "payment-processor",
 }
 
 
@@ -73,20 +74,23 @@ class StuckOrders:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Orders that should have moved on, and the newest unresolved dead letter of each order that has one."""
+    """Orders that should have moved on, and the newest unresolved dead letter by order and by group."""
 
     orders: Sequence["Order"]
-    letters: Mapping[str, DeadLetterEntry]
+    letters: Mapping[tuple[str, str], DeadLetterEntry]
     is_complete: bool
 
     def explained(self, workers: Sequence[Worker], now: datetime.datetime) -> StuckOrders:
         """Returns them with the reason of each, by what holds the workers up now."""
         orders = [
-            StuckOrder(each, _age(each, now), why(each, self.letters.get(each.order_id), workers, now))
-            for each in self.orders
+            StuckOrder(each, _age(each, now), why(each, self._letter_of(each), workers, now)) for each in self.orders
         ]
         orders.sort(key=lambda each: (not each.why.needs_operator, -each.age))
         return StuckOrders(orders, self.is_complete)
+
+    def _letter_of(self, order: "Order") -> DeadLetterEntry | None:
+        """Returns the dead letter that holds an order up: a message that failed does not."""
+        return self.letters.get((order.order_id, DECIDED_BY[order.status]))
 
 
 async def find(api: Api, *, overdue: datetime.timedelta, now: datetime.datetime) -> Found:
@@ -108,10 +112,10 @@ async def find(api: Api, *, overdue: datetime.timedelta, now: datetime.datetime)
     return Found(orders, letters, not waiting.next_token and not called_off.next_token)
 
 
-async def _letters(api: Api) -> Mapping[str, DeadLetterEntry]:
-    """Returns the newest unresolved dead letter of each order."""
+async def _letters(api: Api) -> Mapping[tuple[str, str], DeadLetterEntry]:
+    """Returns the newest unresolved dead letter of each order and group."""
     page = await api.dead_letters(DeadLetterFilter(), size=_MOST)
-    return {order_id(entry): entry for entry in reversed(page.dead_letters)}
+    return {(order_id(entry), entry.dead_letter.group): entry for entry in reversed(page.dead_letters)}
 
 
 def _age(order: "Order", now: datetime.datetime) -> datetime.timedelta:
@@ -138,7 +142,7 @@ def why(order: "Order", letter: DeadLetterEntry | None, workers: Sequence[Worker
         return held_up
     if order.status in _WAITING and order.expire_time.ToDatetime(datetime.UTC) < now:
         return Why("Its time to pay is over", "The next sweep of the order processor asks for its expiry")
-    if order.status == OrderStatus.ORDER_STATUS_CANCELLED:
+    if order.status not in _WAITING:
         return Why("Its money is not given back yet", "The payment processor refunds it; a sweep asks again")
     return Why(
         f"No cause shows: {worker_name} runs, takes records and wrote no dead letter",

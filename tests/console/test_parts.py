@@ -237,6 +237,25 @@ def test_the_reason_is_what_holds_it_up_first(
     assert why.needs_operator is (letter is not None)
 
 
+def test_a_message_that_failed_holds_no_order_up() -> None:
+    order = an_order_that_is("PROCESSING", "UNKNOWN")
+    mail = DeadLetterEntry(
+        dead_letter_id="0-8", dead_letter=DeadLetter(group="notification-email", error_class="SMTP_550")
+    )
+    both = {(order.order_id, each.dead_letter.group): each for each in (LETTER, mail)}
+    [found] = stuck.Found([order], both, True).explained([UP], _LATER).orders
+    assert found.why.dead_letter_id == "0-7"
+    assert explanation.explained(order, [mail, LETTER], [UP], _LATER).startswith("The gateway cannot tell")
+    [found] = stuck.Found([order], {(order.order_id, "notification-email"): mail}, True).explained([UP], _LATER).orders
+    assert not found.why.needs_operator
+
+
+def test_an_expired_order_whose_money_is_kept_is_explained() -> None:
+    expired = an_order_that_is("EXPIRED", "CAPTURED")
+    [found] = stuck.Found([expired], {}, True).explained([UP], _LATER).orders
+    assert found.why.because == "Its money is not given back yet"
+
+
 def test_an_order_past_its_time_to_pay_waits_for_the_sweep() -> None:
     why = stuck.why(an_order_that_is("PROCESSING"), None, [UP], NOW + datetime.timedelta(hours=2))
     assert why.because == "Its time to pay is over"

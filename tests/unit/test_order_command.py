@@ -232,7 +232,9 @@ def test_a_refund_that_was_given_up_is_not_said_to_come_by_itself() -> None:
     letter = OrderHistoryEntry(entry_id="dlq/0-7", type="DEAD_LETTER", source="payment-processor")
     assert "by itself" in why(order, [letter])
     letter.dead_letter.resolution = "DISCARDED"
-    assert "its money is kept" in why(order, [letter])
+    cancelled = OrderHistoryEntry(entry_id="1", type="ORDER_CANCELLED")
+    assert "its money is kept" in why(order, [cancelled, letter])
+    assert "by itself" in why(order, [letter, cancelled]), "that was another refund"
 
 
 @pytest.mark.parametrize("status", [status for status in OrderStatus.values() if status])
@@ -252,9 +254,13 @@ def test_an_order_that_waits_for_an_operator_names_its_dead_letter() -> None:
     letter = OrderHistoryEntry(
         entry_id="dlq/0-7", type="DEAD_LETTER", source="payment-processor", reason="PAYMENT_UNKNOWN"
     )
-    told = why(order, [letter])
+    mail = OrderHistoryEntry(entry_id="dlq/0-8", type="DEAD_LETTER", source="notification-email", reason="OTHER")
+    told = why(order, [letter, mail])
     assert "cannot tell whether it charged" in told
     assert "orderflow dlq show 0-7" in told
+    assert "0-8" not in told
+    assert "1 of its records became dead letters" in told
+    assert "waits for payment" in why(order, [mail]), "it keeps nobody from being charged"
     assert "by itself" in why(order, [])
 
 
