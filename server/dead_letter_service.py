@@ -159,8 +159,11 @@ class DeadLetterService(dead_letter_service_pb2_grpc.DeadLetterServiceServicer):
         pause = 1 / min(request.rate or _DEFAULT_RATE, _LARGEST_RATE)
         loop = asyncio.get_running_loop()
         reported = due = loop.time()
-        while (entry := await self._letters.next_of_plan(request.plan_id)) is not None:
+        while True:
+            # Before the look: what is discarded, or stopped, during the pause is not replayed.
             await asyncio.sleep(max(due - loop.time(), 0))
+            if (entry := await self._letters.next_of_plan(request.plan_id)) is None:
+                break
             due = max(due + pause, loop.time())
             replays = entry.state == pb.DeadLetterState.DEAD_LETTER_STATE_OPEN
             if replays:

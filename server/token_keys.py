@@ -31,6 +31,10 @@ class KeysUnreadable(Exception):
     """The key set cannot be read. The text says why and shows nothing of it."""
 
 
+class NoUsableKey(KeysUnreadable):
+    """It is a key set, and no token can be verified with it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenKey:
     """A public key and the one algorithm that it is used with."""
@@ -95,7 +99,14 @@ class TokenKeys:
         source = await self._fetched() if self._settings.jwks_url else await asyncio.to_thread(self._from_file)
         if source == self._source:
             return
-        self._keys = parse(source, self._settings.algorithms.split())
+        try:
+            keys = parse(source, self._settings.algorithms.split())
+        except NoUsableKey as error:
+            if not self._keys:
+                raise
+            log.warning("server.token_keys.unreadable", error=str(error))
+            keys = {}  # all were withdrawn
+        self._keys = keys
         self._source = source
         self.version += 1
         log.info("server.token_keys.read", keys=len(self._keys))
@@ -130,7 +141,8 @@ def parse(source: bytes, allowed: Collection[str]) -> dict[str, TokenKey]:
     """Returns the keys of a JWKS that can verify a token, by id. Others are left out: a set may serve many purposes.
 
     Raises:
-        KeysUnreadable: it is no JWKS, or none of its keys can be used.
+        KeysUnreadable: it is no JWKS.
+        NoUsableKey: none of its keys can be used.
     """
     if len(source) > _LARGEST_BYTES:
         raise KeysUnreadable(f"is larger than {_LARGEST_BYTES} bytes")
@@ -140,7 +152,7 @@ def parse(source: bytes, allowed: Collection[str]) -> dict[str, TokenKey]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise KeysUnreadable("is no JSON Web Key Set") from error
     if not keys:
-        raise KeysUnreadable(f"has no public signature key with an id for {', '.join(allowed)}")
+        raise NoUsableKey(f"has no public signature key with an id for {', '.join(allowed)}")
     return keys
 
 

@@ -305,6 +305,21 @@ async def test_new_keys_are_fetched_when_a_token_names_one_and_not_more_often(
             await verifier.caller(old)
 
 
+async def test_a_set_that_was_emptied_withdraws_its_last_key(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_keys, "_UNKNOWN_KEY_SECONDS", 0)
+    async with web_server(issuer.jwks, '{"keys": []}') as (url, _):
+        settings = TokenSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=f"{url}/jwks")
+        keys = TokenKeys(settings)
+        await keys.open()
+        verifier = BearerTokens(settings, keys)
+        ours = [bearer(issuer.token())[0][1]]
+        assert (await verifier.caller(ours)).name == "shop"
+        assert await keys.find("a key that nobody knows, so that the set is read again") is None
+        assert not keys.is_ready
+        with pytest.raises(Refused):
+            await verifier.caller(ours)
+
+
 async def test_a_redirect_is_not_followed(issuer: Issuer) -> None:
     async with web_server(issuer.jwks) as (elsewhere, asked):
 
