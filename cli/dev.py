@@ -64,7 +64,8 @@ def status(output: StatusFormat = typer.Option(StatusFormat.TABLE, "-o", "--outp
     if state is None:
         raise DevstackError("nothing runs here: start it with `make run` or `orderflow dev`")
     if output is StatusFormat.ENV:
-        for name, value in state["environment"].items():
+        variables = state["environment"]
+        for name, value in {**variables, "ORDERFLOW_TARGET": variables["ORDERFLOW_SERVER_LISTEN"]}.items():
             typer.echo(f"{name}={value}")
         return
     rows = asyncio.run(dev_status.rows(state))

@@ -6,7 +6,7 @@ import enum
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _Message = TypeVar("_Message", bound="Message")
+_FURTHEST: Final = datetime.timedelta(days=3_650)
 
 
 class Format(enum.StrEnum):
@@ -40,6 +41,7 @@ def fail_on_error() -> Iterator[None]:
 def told(error: Exception) -> str | None:
     """Returns what a user is told of an error that he can act on; None of any other."""
     # Imported late: most commands end well, and these take half a second.
+    import asyncpg
     from aiokafka.errors import KafkaError
 
     from devstack.errors import DevstackError
@@ -59,7 +61,14 @@ def told(error: Exception) -> str | None:
         return f"Kafka (ORDERFLOW_KAFKA_BOOTSTRAP): {error!r}"
     if isinstance(error, Permanent) or (isinstance(error, DependencyDown) and error.dependency == "gateway"):
         return f"the payment gateway (ORDERFLOW_GATEWAY_URL): {error.message}"
-    if isinstance(error, DependencyDown | OSError):
+    refused = (
+        asyncpg.InvalidAuthorizationSpecificationError
+        | asyncpg.InvalidCatalogNameError
+        | asyncpg.InsufficientPrivilegeError
+        | asyncpg.CannotConnectNowError
+        | asyncpg.TooManyConnectionsError
+    )
+    if isinstance(error, DependencyDown | OSError | refused):
         return f"PostgreSQL (ORDERFLOW_DATABASE_URL): {error}"
     return None
 
@@ -115,7 +124,10 @@ def ago(text: str) -> datetime.timedelta:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     if not text or text[-1] not in units or not text[:-1].isdecimal():
         raise typer.BadParameter("must be a number and s, m, h or d, for example 2h", param_hint="--since")
-    return datetime.timedelta(seconds=int(text[:-1]) * units[text[-1]])
+    seconds = int(text[:-1]) * units[text[-1]]
+    if seconds > _FURTHEST.total_seconds():
+        raise typer.BadParameter(f"must be at most {_FURTHEST.days}d", param_hint="--since")
+    return datetime.timedelta(seconds=seconds)
 
 
 def _as_dict(message: "Message") -> dict[str, Any]:

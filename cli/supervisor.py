@@ -20,8 +20,15 @@ _WATCH_SECONDS: Final = 0.5
 _RESTART_SECONDS: Final = 1.0
 # On one machine all is at rest soon, and who plants a difference wants to see it.
 _RECONCILED: Final = {"ORDERFLOW_RECONCILER_INTERVAL": "15", "ORDERFLOW_RECONCILER_SETTLE_MINUTES": "0.5"}
-# The system's own addresses come first: a shell that is set up for a real cluster must not lead dev there.
-_OWN: Final = ("ORDERFLOW_KAFKA_", "ORDERFLOW_DATABASE_", "ORDERFLOW_STATE_DIR", "ORDERFLOW_SERVER_LISTEN")
+# The system's own come first: a shell that is set up for a real cluster must lead dev neither there nor to real
+# customers, whom the sample orders would tell.
+_OWN: Final = (
+    *(f"ORDERFLOW_{section}_" for section in ("KAFKA", "DATABASE", "SERVER_TLS", "SERVER_TOKEN", "SERVER_MTLS")),
+    *(f"ORDERFLOW_SMS_{name}" for name in ("KIND", "URL", "TOKEN", "CA_FILE")),
+    *(f"ORDERFLOW_EMAIL_{name}" for name in ("TLS", "USERNAME", "PASSWORD", "CA_FILE")),
+    "ORDERFLOW_STATE_DIR",
+    "ORDERFLOW_SERVER_LISTEN",
+)
 
 
 def ports(configured: str, asked: int, *, random_ports: bool, brokers: int = 1) -> Ports:

@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from cli.supervisor import Supervisor
+from devstack.system import Ports
 from tests.e2e import observer
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -263,3 +265,15 @@ async def test_three_brokers_one_of_which_dies_and_is_started_again(tmp_path: pa
         code, text = await run(tmp_path, "start-broker", "2")
         assert code == 1
         assert "broker 2 runs" in text
+
+
+def test_a_shell_that_is_set_up_for_real_customers_leads_nowhere(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ("KAFKA_SASL_PASSWORD", "SMS_KIND", "SMS_URL", "SMS_TOKEN", "EMAIL_PASSWORD", "SERVER_TOKEN_ISSUER")
+    for name in real:
+        monkeypatch.setenv(f"ORDERFLOW_{name}", "real")
+    monkeypatch.setenv("ORDERFLOW_WORKER_ATTEMPTS", "2")
+    passed = Supervisor(tmp_path, Ports.usual())._system._settings
+    assert passed["ORDERFLOW_WORKER_ATTEMPTS"] == "2"
+    assert {f"ORDERFLOW_{name}" for name in real}.isdisjoint(passed)

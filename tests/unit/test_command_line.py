@@ -1,13 +1,18 @@
 """docs/command-line.md and the commands are the same, and the shell completes them."""
 
+import datetime
 import pathlib
 import re
 import subprocess
 import sys
 
+import asyncpg
+import pytest
+import typer
 import typer.main
 
 import settings
+from cli import output
 from cli.connection import Connection
 from cli.main import app
 
@@ -59,3 +64,19 @@ def test_the_shell_completes_commands_and_flags() -> None:
     assert complete("orderflow order ") == {"create", "get", "watch", "list", "events", "explain"} | life
     assert complete("orderflow order list --st") == {"--status"}
     assert {"PAID", "PAYMENT_FAILED", "PROCESSING"} <= complete("orderflow order list --status P")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [asyncpg.InvalidPasswordError("wrong"), asyncpg.InvalidCatalogNameError("no such database"), OSError("away")],
+)
+def test_a_database_that_lets_nobody_in_is_one_line(error: Exception) -> None:
+    assert output.told(error) == f"PostgreSQL (ORDERFLOW_DATABASE_URL): {error}"
+    assert output.told(asyncpg.UndefinedTableError("a fault of ours")) is None
+
+
+def test_a_span_is_bounded() -> None:
+    assert output.ago("2h") == datetime.timedelta(hours=2)
+    for wrong in ("", "2", "h", "-1h", "9999999d", "9" * 30 + "s"):
+        with pytest.raises(typer.BadParameter):
+            output.ago(wrong)
