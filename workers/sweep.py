@@ -139,7 +139,7 @@ class Sweep:
         except DependencyDown as down:
             # It reads the most by far, so it is the first to take too long: what else is due is asked for all the same.
             log.warning("sweep.unsettled.skipped", error=str(down))
-        return found
+        return list(dict.fromkeys(found))
 
     def _slot(self, now: datetime.datetime) -> int:
         return int(now.timestamp() // self._interval)

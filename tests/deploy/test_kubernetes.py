@@ -128,7 +128,7 @@ def test_whoever_asks_the_gateway_asks_stripe(objects: list[Object], stripe: boo
         for variable in each["spec"]["template"]["spec"]["containers"][0]["env"]
         if variable == {"name": "ORDERFLOW_GATEWAY_KIND", "value": "stripe"}
     }
-    expected = {"orderflow-payment-processor", "orderflow-reconciler", "orderflow-webhook"}
+    expected = {"orderflow-payment-processor", "orderflow-reconciler"}
     assert asked == (expected if stripe else set())
 
 
