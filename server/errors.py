@@ -136,32 +136,25 @@ def kafka_unavailable() -> CallError:
 
 def outcome_unknown() -> CallError:
     """Returns DEADLINE_EXCEEDED: the order was handed to Kafka and not acknowledged in time."""
-    return CallError(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "OUTCOME_UNKNOWN",
-        "the order was not acknowledged in time; repeat the call with the same request_id to learn what became of it",
-        outcome="UNKNOWN",
+    return _outcome_unknown(
+        "the order was not acknowledged in time; repeat the call with the same request_id to learn what became of it"
     )
 
 
 def replay_outcome_unknown() -> CallError:
     """Returns DEADLINE_EXCEEDED: the replay was handed to Kafka and not acknowledged in time."""
-    return CallError(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "OUTCOME_UNKNOWN",
-        "the replay was not acknowledged in time; replay it again: it is handled once",
-        outcome="UNKNOWN",
-    )
+    return _outcome_unknown("the replay was not acknowledged in time; replay it again: it is handled once")
 
 
 def command_outcome_unknown() -> CallError:
     """Returns DEADLINE_EXCEEDED: the command was handed over, and what it comes to is not known in time."""
-    return CallError(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "OUTCOME_UNKNOWN",
-        "it was not decided in time; repeat the call with the same request_id to learn what became of it",
-        outcome="UNKNOWN",
+    return _outcome_unknown(
+        "it was not decided in time; repeat the call with the same request_id to learn what became of it"
     )
+
+
+def _outcome_unknown(message: str) -> CallError:
+    return CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "OUTCOME_UNKNOWN", message, outcome="UNKNOWN")
 
 
 def request_id_reused() -> CallError:

@@ -158,17 +158,16 @@ class OrderQueries:
                 and view.order.revision >= wanted[order_id]
                 and not view.is_purged
             }
-            missing = next((order_id for order_id in wanted if order_id not in seen), None)
-            if missing is None:
+            missing = [order_id for order_id in wanted if order_id not in seen]
+            if not missing:
                 return seen
-            if not wanted[missing]:
+            if not wanted[missing[0]]:
                 raise errors.order_not_found()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _SLOWEST_LOOK_SECONDS)
-            missing_ids = [order_id for order_id in wanted if order_id not in seen]
             # All who wait look together: they may be as many as there are calls.
-            together = await self._awaited.look_all(missing_ids)
-            found = {order_id: together[order_id] for order_id in missing_ids if order_id in together}
+            together = await self._awaited.look_all(missing)
+            found = {order_id: together[order_id] for order_id in missing if order_id in together}
 
 
 def check_order_id(order_id: str, field: str = "order_id", *, outcome: str = "") -> None:
