@@ -106,11 +106,12 @@ class NotificationIntents:
             ]
             first = await self._insert(connection, told)
             # Who had the partition before may have stored an outcome between the two statements.
-            since = await self._stored(connection, [each for each in told if each.delivery.event.event_id not in first])
+            met = [each.delivery for each in told if each.delivery.event.event_id not in first]
+            since = await outcomes.find_stored(connection, met) if met else {}
         answers: list[StoredOutcome | UserErased | bool] = []
         for each, (found, is_erased) in zip(intents, known, strict=True):
             event_id = each.delivery.event.event_id
-            if (outcome := found or since.get(event_id)) is not None:
+            if (outcome := found or since.get((each.delivery.group, event_id))) is not None:
                 answers.append(outcome)
             elif is_erased:
                 answers.append(UserErased())
@@ -124,16 +125,6 @@ class NotificationIntents:
         if never_sent := [intent.delivery.event.event_id for intent, answer in unheard if answer is True]:
             with contextlib.suppress(DependencyDown):  # then nobody knows whether it was sent, as after a kill
                 await self._delete(never_sent)
-
-    async def _stored(self, connection: "Connection", met: Sequence[_Intent]) -> dict[str, StoredOutcome]:
-        if not met:
-            return {}
-        known = await outcomes.find_all(connection, [each.delivery for each in met])
-        return {
-            each.delivery.event.event_id: outcome
-            for each, (outcome, _) in zip(met, known, strict=True)
-            if outcome is not None
-        }
 
     async def _insert(self, connection: "Connection", intents: Sequence[_Intent]) -> set[str]:
         """Stores intents. Returns the events of those that were not there."""

@@ -199,7 +199,7 @@ async def decide_all(
                     await last(connection, list(itertools.chain.from_iterable(events)))
         except _StoredMeanwhileError:  # by somebody who has committed, so that it is found now
             async with database.connection() as connection:
-                stored = await _find_all(connection, deliveries)
+                stored = await find_stored(connection, deliveries)
             continue
         decided = dict(zip(fresh, events, strict=True))
         stored.update(zip(fresh, kept, strict=True))
@@ -221,7 +221,7 @@ async def store_all(
     new = await _store(connection, list(first.values()), list(kept.values()))
     if others := [each for key, each in first.items() if key not in new]:
         # A statement of its own, which sees what another transaction committed after the first one began.
-        found = await _find_all(connection, others)
+        found = await find_stored(connection, others)
         assert len(found) == len(others), "an outcome that was in the way is gone"
         kept |= found
     return [
@@ -264,7 +264,8 @@ async def find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> 
     ]
 
 
-async def _find_all(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:
+async def find_stored(connection: "Connection", deliveries: Sequence[Delivery]) -> dict[tuple[str, str], StoredOutcome]:
+    """Returns the outcomes that are stored for the records' events, by group and event_id."""
     rows = await connection.fetch(
         "select group_name, event_id, topic, partition, record_offset, events, content"
         " from unnest($1::text[], $2::uuid[], $3::uuid[]) as asked (group_name, event_id, asked_order)"
