@@ -1,7 +1,6 @@
 """The server process: the only place that builds its collaborators."""
 
 import asyncio
-import datetime
 import os
 import socket
 from collections.abc import Callable
@@ -64,14 +63,14 @@ def build(
         is_kafka_reachable=is_kafka_reachable,
         known_requests=KnownRequests(database),
         settings=settings.server,
-        now=lambda: datetime.datetime.now(datetime.UTC),
+        now=process.now,
     )
     order_commands = OrderCommands(
         publisher=publisher,
         is_kafka_reachable=is_kafka_reachable,
         answers=CommandAnswers(database),
         settings=settings.server,
-        now=lambda: datetime.datetime.now(datetime.UTC),
+        now=process.now,
     )
     queries = OrderQueries(views=OrderViews(database), history=OrderHistory(database), settings=settings.server)
     service = OrderService(intake=intake, order_commands=order_commands, queries=queries, watches=watches)

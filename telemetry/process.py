@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import gc
 import signal
 import sys
@@ -117,6 +118,11 @@ def is_loopback(address: str) -> bool:
     """
     host, _ = split(address)
     return host in _LOOPBACK
+
+
+def now() -> datetime.datetime:
+    """Returns the time, aware, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:

@@ -79,11 +79,6 @@ class _Parts:
         )
 
 
-def now() -> datetime.datetime:
-    """Returns the time, aware, in UTC."""
-    return datetime.datetime.now(datetime.UTC)
-
-
 @asynccontextmanager
 async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     from messaging.publisher import Publisher
@@ -97,8 +92,8 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
 
     handle = functools.partial(
         order_processor.handle,
-        decisions=OrderDecisions(parts.database, now=now),
-        order_commands=OrderCommands(parts.database, now=now),
+        decisions=OrderDecisions(parts.database, now=process.now),
+        order_commands=OrderCommands(parts.database, now=process.now),
     )
     publisher = Publisher(parts.settings.kafka, client_id=f"{parts.client_id}-sweep")
     worker = parts.settings.worker
@@ -108,13 +103,13 @@ async def _order_processor(parts: _Parts) -> AsyncIterator[Runtime]:
         interval=worker.sweep_seconds,
         patience=datetime.timedelta(minutes=worker.unsettled_minutes),
         key_window=datetime.timedelta(hours=parts.settings.gateway.key_window_hours),
-        now=now,
+        now=process.now,
         source=order_processor.SPEC.group,
     )
     figures = StandingFigures(
         records=StandingRecords(parts.database, patience=patience(parts.settings)),
         interval=worker.standing_seconds,
-        now=now,
+        now=process.now,
     )
     publisher.start()
     try:
@@ -147,18 +142,18 @@ async def _payment_processor(parts: _Parts) -> AsyncIterator[Runtime]:
     gateway = choice.guarded(choice.chosen(parts.settings, parts.database), parts.settings.gateway)
     key_window = datetime.timedelta(hours=parts.settings.gateway.key_window_hours)
     refunds = Refunds(
-        decisions=RefundDecisions(parts.database, now=now),
+        decisions=RefundDecisions(parts.database, now=process.now),
         gateway=gateway,
         key_window=key_window,
-        now=now,
+        now=process.now,
     )
     handle = functools.partial(
         payment_processor.handle,
-        decisions=PaymentDecisions(parts.database, now=now),
+        decisions=PaymentDecisions(parts.database, now=process.now),
         refunds=refunds,
         gateway=gateway,
         key_window=key_window,
-        now=now,
+        now=process.now,
     )
     try:
         yield parts.runtime(payment_processor.SPEC, handle)
@@ -230,7 +225,7 @@ def _notification_service(
         tells=frozenset(event for event in LIFECYCLE if envelope.type_name(event) in tells),
         ambiguous=ambiguous,
         max_age=datetime.timedelta(hours=parts.settings.notification.max_age_hours),
-        now=now,
+        now=process.now,
     )
 
 

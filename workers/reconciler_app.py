@@ -38,7 +38,7 @@ async def reconcile(settings: Settings, stop: asyncio.Event) -> None:
                 look_back=datetime.timedelta(days=chosen.look_back_days),
             ),
             interval=chosen.interval,
-            now=_now,
+            now=process.now,
         )
         health = Health((), lambda: reconciler.is_ready)
         address, metrics_address = await endpoints.serve(health, settings.worker, stack)
@@ -64,7 +64,7 @@ async def differences(settings: Settings, since: datetime.timedelta) -> AsyncIte
         GatewayRefused: the gateway refuses the question itself.
     """
     async with _reconciliation(settings) as (compared, _):
-        until = _now() - datetime.timedelta(minutes=settings.reconciler.settle_minutes)
+        until = process.now() - datetime.timedelta(minutes=settings.reconciler.settle_minutes)
         async for cases in compared.window(until - since, until, until=until):
             yield cases
         async for cases in compared.open_cases(until=until):
@@ -87,7 +87,3 @@ async def _reconciliation(settings: Settings) -> AsyncIterator[tuple[Reconciliat
     finally:
         await gateway.aclose()
         await database.close()
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

@@ -1,7 +1,6 @@
 """The webhook's process: the only place that builds its collaborators."""
 
 import asyncio
-import datetime
 import functools
 import os
 import socket
@@ -41,7 +40,7 @@ async def receive_reports(settings: Settings, stop: asyncio.Event) -> None:
         read=read,
         signature_header=stripe.SIGNATURE_HEADER,
         publisher=publisher,
-        now=lambda: datetime.datetime.now(datetime.UTC),
+        now=process.now,
     )
     async with AsyncExitStack() as stack:
         publisher.start()
