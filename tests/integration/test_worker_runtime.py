@@ -757,17 +757,12 @@ async def test_what_finishes_during_a_transaction_that_fails_is_done_once(
     assert worker.causes().count(second.event_id) == 2, "it starts over from what is committed"
 
 
-async def test_a_transaction_that_fails_cuts_no_handling_off(
-    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the middle of a send nobody would know whether the message was accepted: it is sent twice, or never."""
-    slow, quick = events_on_first(2)
-    failed, go_on = asyncio.Event(), asyncio.Event()
-
-    async def on_delivery(delivery: Delivery) -> None:
-        if delivery.event.event_id == slow.event_id:
-            await go_on.wait()
-
+@contextlib.asynccontextmanager
+async def starting_over(
+    worker: Worker, slow: OrderEvent, quick: OrderEvent, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    """Has a partition start over, for the transaction of `quick` failed, while `slow` is being handled."""
+    failed = asyncio.Event()
     whole = PartitionRunner._transact
 
     async def fails_once(runner: PartitionRunner, *arguments: object) -> None:
@@ -777,7 +772,6 @@ async def test_a_transaction_that_fails_cuts_no_handling_off(
         await whole(runner, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PartitionRunner, "_transact", fails_once)
-    worker.on_delivery = on_delivery
     runtime = worker.runtime(dataclasses.replace(QUICK, drain=60.0))
     async with engines.running(runtime):
         await engines.send_events(worker.kafka, [slow])
@@ -786,6 +780,22 @@ async def test_a_transaction_that_fails_cuts_no_handling_off(
         await engines.send_events(worker.kafka, [quick])
         await failed.wait()
         await engines.eventually(lambda: not runner.is_open, "it starts over")
+        yield
+
+
+async def test_a_transaction_that_fails_cuts_no_handling_off(
+    worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a send nobody would know whether the message was accepted: it is sent twice, or never."""
+    slow, quick = events_on_first(2)
+    go_on = asyncio.Event()
+
+    async def on_delivery(delivery: Delivery) -> None:
+        if delivery.event.event_id == slow.event_id:
+            await go_on.wait()
+
+    worker.on_delivery = on_delivery
+    async with starting_over(worker, slow, quick, monkeypatch):
         go_on.set()
         await outputs.exactly([slow, quick])
     finished = [delivery.event.event_id for delivery in worker.finished]
@@ -796,32 +806,16 @@ async def test_what_fails_once_the_partition_was_given_up_is_no_dead_letter(
     worker: Worker, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, quick = events_on_first(2)
-    failed, go_on = asyncio.Event(), asyncio.Event()
+    go_on = asyncio.Event()
 
     async def on_delivery(delivery: Delivery) -> None:
         if delivery.event.event_id == slow.event_id and not go_on.is_set():
             await go_on.wait()
             raise Permanent("WRONG", "the test says so")
 
-    whole = PartitionRunner._transact
-
-    async def fails_once(runner: PartitionRunner, *arguments: object) -> None:
-        if not failed.is_set():
-            failed.set()
-            raise KafkaError("the test says so")
-        await whole(runner, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(PartitionRunner, "_transact", fails_once)
     worker.on_delivery = on_delivery
-    runtime = worker.runtime(dataclasses.replace(QUICK, drain=60.0))
     counted = metrics.DEAD_LETTERS.labels(worker.group, "WRONG", "permanent")._value
-    async with engines.running(runtime):
-        await engines.send_events(worker.kafka, [slow])
-        await engines.eventually(lambda: worker.deliveries, "the slow one is being handled")
-        runner, _ = runtime._runners[FIRST]
-        await engines.send_events(worker.kafka, [quick])
-        await failed.wait()
-        await engines.eventually(lambda: not runner.is_open, "it starts over")
+    async with starting_over(worker, slow, quick, monkeypatch):
         go_on.set()
         await outputs.exactly([slow, quick])
     assert counted.get() == 0

@@ -281,16 +281,21 @@ async def test_a_file_that_is_no_key_set_stops_the_start(tmp_path: Path) -> None
     assert "secret" not in str(refused.value)
 
 
+async def opened(url: str) -> tuple[TokenKeys, BearerTokens]:
+    """Returns the keys at the address, read, and who checks tokens with them."""
+    settings = TokenSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=url)
+    keys = TokenKeys(settings)
+    await keys.open()
+    return keys, BearerTokens(settings, keys)
+
+
 async def test_new_keys_are_fetched_when_a_token_names_one_and_not_more_often(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     successor = Issuer()
     both = [*json.loads(issuer.jwks)["keys"][:2], {**json.loads(successor.jwks)["keys"][2], "kid": "next"}]
     async with web_server(issuer.jwks, json.dumps({"keys": both})) as (url, asked):
-        settings = TokenSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=f"{url}/jwks")
-        keys = TokenKeys(settings)
-        await keys.open()
-        verifier = BearerTokens(settings, keys)
+        _, verifier = await opened(f"{url}/jwks")
         old = [bearer(issuer.token())[0][1]]
         assert (await verifier.caller(old)).name == "shop"
         stranger = [bearer(successor.token(headers={"kid": "next"}))[0][1]]
@@ -308,10 +313,7 @@ async def test_new_keys_are_fetched_when_a_token_names_one_and_not_more_often(
 async def test_a_set_that_was_emptied_withdraws_its_last_key(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_keys, "_UNKNOWN_KEY_SECONDS", 0)
     async with web_server(issuer.jwks, '{"keys": []}') as (url, _):
-        settings = TokenSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=f"{url}/jwks")
-        keys = TokenKeys(settings)
-        await keys.open()
-        verifier = BearerTokens(settings, keys)
+        keys, verifier = await opened(f"{url}/jwks")
         ours = [bearer(issuer.token())[0][1]]
         assert (await verifier.caller(ours)).name == "shop"
         assert await keys.find("a key that nobody knows, so that the set is read again") is None
